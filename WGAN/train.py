@@ -1,0 +1,163 @@
+"""Train a Wasserstein GAN with weight clipping.
+
+Paper: Wasserstein GAN, Arjovsky, Chintala and Bottou 2017, arXiv:1701.07875.
+Run:   python train.py                        the paper's size: for a GPU
+       python train.py --config quick.json    minutes on a laptop
+Read:  critic_step, generator_step, train.
+
+Departures from the paper (and its authors' code):
+  1. Length: 30 epochs, each len(images) // batch_size generator updates; the paper names none.
+  2. Always n_critic critic updates, as in Algorithm 1; their code makes 100 before each of the
+     first 25 generator updates and before every 500th.
+  3. Weights are clipped after each update, as in Algorithm 1, so the generator always meets a
+     clipped critic; their code clips before the update.
+  4. Signs are the paper's: the critic scores real images higher; their code has them lower.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+from torch import Tensor, nn
+from torch.optim import Optimizer, RMSprop
+
+from data import Batches, load_pictures
+from model import Critic, Generator
+from run_folder import Run
+from utils import Channels, ImageSize, Positive, parse_config, pick_device, plain_errors
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train a Wasserstein GAN with weight clipping (arXiv:1701.07875)."""
+
+    lr: Positive = 5e-5
+    """RMSProp's step size, alpha in Algorithm 1."""
+    n_critic: PositiveInt = 5
+    """Critic updates for each generator update."""
+    clip_value: Positive = 0.01
+    """Bound of all critic weights, c in Algorithm 1."""
+    g_width: PositiveInt = 64
+    """Feature maps of the generator's last hidden layer."""
+    d_width: PositiveInt = 64
+    """Feature maps of the critic's first layer."""
+    z_dim: PositiveInt = 100
+    """Length of the noise vector z."""
+    image_size: ImageSize = 64
+    """Side of the images in pixels."""
+    channels: Channels = "data"
+    """1 for grey, 3 for colour; by default what the data has."""
+    batch_size: PositiveInt = 64
+    """Images in a minibatch, m in Algorithm 1."""
+    epochs: PositiveInt = 30
+    """An epoch is len(images) // batch_size generator updates."""
+    max_steps: NonNegativeInt = 0
+    """Stop after so many generator updates, if the epochs do not end before; 0: no such limit."""
+    data: str = "faces"
+    """faces, mnist, fashion-mnist, cifar10, celeba, a folder of pictures or a zip of one."""
+    data_dir: str = ""
+    """Where downloads and the cache of decoded pictures lie; by default data/ beside train.py."""
+    seed: NonNegativeInt = 0
+    """Of everything random."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps ...; auto takes the fastest there is."""
+    runs_dir: str = ""
+    """Where run folders lie; by default tensorboard/runs/ beside train.py."""
+    name: str = ""
+    """Name of the run folder; by default date and time."""
+    resume: str = ""
+    """Go on with the run of this name, or with the newest."""
+    log_every: PositiveInt = 50
+    """Steps between two rows in metrics.csv."""
+    frame_every: PositiveInt = 250
+    """Steps between two frames."""
+    checkpoint_every: PositiveInt = 1000
+    """Steps between two checkpoints."""
+
+
+def critic_step(
+    critic: nn.Module, generator: nn.Module, optimizer: Optimizer, real: Tensor, config: Config
+) -> dict[str, Tensor]:
+    """Move the critic once (Algorithm 1, lines 3 to 7): score real above fake, weights clipped.
+
+    Returns:
+        `loss_d`, which falls; `wasserstein`, the critic's estimate of the distance, up to
+        a factor that nobody knows; `clipped`, the share of weights that lie at the bound.
+    """
+    z = torch.randn(len(real), config.z_dim, device=real.device)
+    with torch.no_grad():  # the generator stays where it is
+        fake = generator(z)
+    wasserstein = critic(real).mean() - critic(fake).mean()
+    loss = -wasserstein
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    clipped = clip_weights(critic, config.clip_value)
+    return {"loss_d": loss.detach(), "wasserstein": wasserstein.detach(), "clipped": clipped}
+
+
+@torch.no_grad()
+def clip_weights(critic: nn.Module, bound: float) -> Tensor:
+    """Clip every parameter to [-bound, bound] (line 7), gains and shifts of the norms too.
+
+    Returns:
+        The share of them that lie at the bound: a scalar in [0, 1].
+    """
+    at_bound, total = 0, 0
+    for parameter in critic.parameters():
+        parameter.clamp_(-bound, bound)
+        at_bound = at_bound + (parameter.abs() == bound).sum()
+        total += parameter.numel()
+    return at_bound / total
+
+
+def generator_step(
+    critic: nn.Module, generator: nn.Module, optimizer: Optimizer, z: Tensor
+) -> dict[str, Tensor]:
+    """Move the generator once (Algorithm 1, lines 9 to 11) to where the critic scores higher."""
+    critic.requires_grad_(False)  # its own gradients are not needed here
+    loss = -critic(generator(z)).mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    critic.requires_grad_(True)
+    return {"loss_g": loss.detach()}
+
+
+def train(config: Config) -> Path:
+    """Run Algorithm 1 from the start or from a checkpoint, and return the run folder."""
+    device = pick_device(config.device, config.seed)
+    pictures = load_pictures(
+        config.data, config.data_dir, config.image_size, config.channels, config.batch_size
+    )
+    channels = pictures.images.shape[3]
+    generator = Generator(config.z_dim, config.image_size, channels, config.g_width).to(device)
+    critic = Critic(config.image_size, channels, config.d_width).to(device)
+    generator_optimizer = RMSprop(generator.parameters(), config.lr)
+    critic_optimizer = RMSprop(critic.parameters(), config.lr)
+    batches = Batches(pictures.images, config.batch_size, device, config.seed)
+    run = Run(
+        config,
+        pictures,
+        device,
+        images_per_step=config.n_critic * config.batch_size,
+        generator=generator,
+        critic=critic,
+        generator_optimizer=generator_optimizer,
+        critic_optimizer=critic_optimizer,
+        batches=batches,
+    )
+    for _ in run.steps():
+        for _ in range(config.n_critic):  # Algorithm 1, line 2: a new minibatch each time
+            real = next(batches)
+            losses = critic_step(critic, generator, critic_optimizer, real, config)
+        z = torch.randn(config.batch_size, config.z_dim, device=device)
+        losses |= generator_step(critic, generator, generator_optimizer, z)
+        run.record(losses)
+    return run.path
+
+
+if __name__ == "__main__":
+    with plain_errors():
+        train(parse_config(Config))

@@ -1,0 +1,342 @@
+"""The run folder: what a training writes, and how it goes on from there.
+
+This file is the same, byte for byte, in every model folder; tests/test_copies.py holds it so.
+
+    parameters.json        every setting: what, not where
+    run.json               facts: versions, device, commit, parameter counts, pictures
+    events.out.tfevents.*  TensorBoard: scalars, frames, a grid of real images, settings
+    metrics.csv            step, epoch, images, seconds, loss_d, loss_g, and the model's own
+    train.log              what the terminal showed, without the bar
+    frames/000000.png ...  what the same noise becomes, one picture for a step
+    checkpoint.pt          all that resuming needs
+    generator.safetensors  weights, and how to build the generator that they belong to
+"""
+
+import csv
+import itertools
+import json
+import math
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from data import Pictures
+from utils import (
+    FORMAT,
+    HERE,
+    MAY_DIFFER,
+    InputError,
+    RunError,
+    describe,
+    find_run,
+    git_commit,
+    read_json,
+    runs_folder,
+    settings_of,
+    stop_signals,
+    write_aside,
+    write_json,
+)
+
+
+def new_run(runs_dir: str, name: str) -> Path:
+    """Make the folder of a run, named by date and time unless it is given a name.
+
+    Raises:
+        InputError: the name is taken, or is none.
+    """
+    if name in ("latest", "..") or Path(name).name != name:
+        raise InputError(f"--name {name}: not a name that a run folder can have")
+    stem = name or f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    for suffix in itertools.chain([""], (f"_{n}" for n in itertools.count(2))):
+        run = runs_folder(runs_dir) / (stem + suffix)
+        try:
+            (run / "frames").mkdir(parents=True)
+        except FileExistsError:
+            if name:
+                raise InputError(f"--name {name}: {run} exists; --resume goes on with it") from None
+        else:
+            return run
+
+
+class Run:
+    """A training run and its folder, the contract between training and every other script.
+
+    `steps` is the loop: it counts generator updates, and between two of them
+    logs, draws and saves what is due. `record` takes the losses of one update.
+
+    Args:
+        config: the settings of train.py.
+        pictures: what is trained on.
+        device: where the networks are.
+        images_per_step: real images that one step shows.
+        parts: all that resuming needs, by name; each has a `state_dict`. One is `generator`.
+
+    Raises:
+        InputError: the name is taken; nothing to resume, or under contradicting settings.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        pictures: Pictures,
+        device: torch.device,
+        images_per_step: int,
+        **parts: Any,
+    ) -> None:
+        self.config, self.device, self.parts = config, device, parts
+        self.images_per_step = images_per_step
+        self.steps_per_epoch = len(pictures.images) // config.batch_size
+        self.last_step = min(config.epochs * self.steps_per_epoch, config.max_steps or math.inf)
+        self.step, self.seconds, self.sums, self.summed = 0, 0.0, {}, 0
+        self.generator_arguments = {
+            "z_dim": config.z_dim,
+            "image_size": config.image_size,
+            "channels": pictures.images.shape[3],
+            "width": config.g_width,
+        }
+        # Noise of its own: drawing frames leaves the training's random stream alone.
+        noise = torch.Generator().manual_seed(config.seed + 2**32)
+        self.fixed_z = torch.randn(64, config.z_dim, generator=noise).to(device)
+        networks = {name: part for name, part in parts.items() if hasattr(part, "parameters")}
+        self.facts = {
+            "format": FORMAT,
+            "model": HERE.name,
+            "started": datetime.now().isoformat(),
+            "finished": None,
+            "device": describe(device, config.device),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "git_commit": git_commit(),
+            "parameters": {k: sum(p.numel() for p in n.parameters()) for k, n in networks.items()},
+            "pictures": {"shape": list(pictures.images.shape), "digest": pictures.digest},
+        }
+        if config.resume:
+            self.path = find_run(config.runs_dir, config.resume)
+            self.restore()
+        else:
+            self.path = new_run(config.runs_dir, config.name)
+        write_json(self.path / "parameters.json", settings_of(config))
+        write_json(self.path / "run.json", self.facts)
+        count, size, _, channels = pictures.images.shape
+        self.say(f"device      {self.facts['device']}")
+        self.say(f"pictures    {count:,} of {size}x{size}x{channels}: {config.data}")
+        self.say(f"cache       {pictures.cache}")
+        if pictures.skipped:
+            self.say(
+                f"skipped     {len(pictures.skipped)} unreadable: {', '.join(pictures.skipped)}"
+            )
+        counts = self.facts["parameters"].items()
+        self.say("parameters  " + ", ".join(f"{name} {count:,}" for name, count in counts))
+        self.say(f"run         {self.path}" + (f", from step {self.step}" if self.step else ""))
+        self.open_events(pictures)
+
+    def open_events(self, pictures: Pictures) -> None:
+        """Begin a TensorBoard file; in a new run with the settings and a grid of real images."""
+        # slow to import, so only once nothing can be wrong with the settings
+        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams
+
+        self.events = SummaryWriter(self.path)
+        if self.step == 0:
+            for summary in hparams(settings_of(self.config), {"loss_d": 0, "loss_g": 0}):
+                self.events.file_writer.add_summary(summary)
+            real = grid(torch.from_numpy(pictures.images[:64]).movedim(3, 1))
+            self.events.add_image("real", real, 0, dataformats="HWC")
+
+    def steps(self) -> Iterator[int]:
+        """Yield the number of each step that is still to do; look after the run in between.
+
+        Raises:
+            RunError: a loss or a weight is not finite.
+            SystemExit: a signal asked to stop; the run is saved.
+        """
+        due, last = self.config, self.last_step
+        self.bar = tqdm(total=last, initial=self.step, unit="step", disable=None)
+        self.row_before = (self.step, self.seconds)
+        self.line_before, hinted = 0.0, self.device.type != "cpu"
+        with self.events, self.bar, stop_signals() as signals:
+            if self.step == 0:
+                self.draw()
+                self.save()
+            while self.step < last and not signals:
+                began = time.perf_counter()
+                yield self.step + 1
+                self.seconds += time.perf_counter() - began
+                self.step += 1
+                self.bar.update()
+                if self.step == last or self.step % due.log_every == 0:
+                    self.log()
+                if self.step == last or self.step % due.frame_every == 0:
+                    self.draw()
+                if self.step == last or self.step % due.checkpoint_every == 0 or signals:
+                    self.save()
+                if not hinted and self.seconds > 10:
+                    hinted = True
+                    self.hint()
+        if self.step < last:
+            resume = f"python {sys.argv[0]} --resume {self.path.name}"
+            self.say(f"stopped     at step {self.step:,}, which is saved; to go on: {resume}")
+            raise SystemExit(128 + signals[0])
+        self.facts["finished"] = datetime.now().isoformat()
+        write_json(self.path / "run.json", self.facts)
+        took = tqdm.format_interval(self.seconds)
+        self.say(f"finished    {self.step:,} steps in {took} of training: {self.path}")
+
+    def record(self, losses: dict[str, Tensor]) -> None:
+        """Add the scalars of one step to the sums behind the next row, without waiting for them."""
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0) + value
+        self.summed += 1
+
+    def log(self) -> None:
+        """Write the means since the last row to metrics.csv, TensorBoard and the bar."""
+        began = time.perf_counter()
+        means = {name: float(total) / self.summed for name, total in self.sums.items()}
+        self.seconds += time.perf_counter() - began  # a GPU finishes its steps here
+        self.check_finite(means)
+        steps, seconds = self.step - self.row_before[0], self.seconds - self.row_before[1]
+        speed = steps * self.images_per_step / max(seconds, 1e-9)
+        self.row_before, self.sums, self.summed = (self.step, self.seconds), {}, 0
+        losses = {name: means.pop(name) for name in ("loss_d", "loss_g")} | means
+        epoch = self.step / self.steps_per_epoch
+        row = {"step": self.step, "epoch": round(epoch, 4)}
+        row |= {"images": self.step * self.images_per_step, "seconds": round(self.seconds, 3)}
+        row |= losses
+        with open(self.path / "metrics.csv", "a", newline="") as file:
+            table = csv.DictWriter(file, row, lineterminator="\n")
+            if file.tell() == 0:
+                table.writeheader()
+            table.writerow(row)
+        for name, value in (losses | {"images_per_second": speed}).items():
+            self.events.add_scalar(name, value, self.step)
+        self.bar.set_description(f"epoch {math.ceil(epoch)}/{self.config.epochs}", refresh=False)
+        text = f"loss_d {losses['loss_d']:.3f}, loss_g {losses['loss_g']:.3f}, {speed:.0f} images/s"
+        self.bar.set_postfix_str(text, refresh=False)
+        if self.step == self.last_step or time.monotonic() > self.line_before + 10:
+            self.line_before = time.monotonic()
+            left = tqdm.format_interval(seconds / steps * (self.last_step - self.step))
+            line = f"step {self.step}/{self.last_step}, {self.bar.desc} {text}, {left} left"
+            self.say(line, terminal=self.bar.disable)
+
+    def draw(self) -> None:
+        """Save an 8x8 grid of what the generator makes of `fixed_z`, in eval mode."""
+        generator = self.parts["generator"].eval()
+        with torch.no_grad():
+            images = generator(self.fixed_z)
+        generator.train()
+        picture = grid(((images + 1) * 127.5).round().to("cpu", torch.uint8))
+        with write_aside(self.path / "frames" / f"{self.step:06d}.png") as file:
+            Image.fromarray(picture).save(file, "PNG")
+        self.events.add_image("frames", picture, self.step, dataformats="HWC")
+
+    def save(self) -> None:
+        """Write generator.safetensors and checkpoint.pt, unless a number in them is not finite."""
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        self.check_finite(self.sums)
+        for name in self.facts["parameters"]:
+            self.check_finite({f"{name}.{key}": t.sum() for key, t in state[name].items()})
+        about = {"format": FORMAT, "model": HERE.name, "step": self.step}
+        about["arguments"] = self.generator_arguments
+        weights = {key: value.cpu().contiguous() for key, value in state["generator"].items()}
+        state |= {"step": self.step, "seconds": self.seconds, "rng": torch.get_rng_state()}
+        state |= {"sums": self.sums, "summed": self.summed}
+        if self.device.type == "cuda":
+            state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
+        self.events.flush()
+        with write_aside(self.path / "generator.safetensors") as file:
+            # one key: the order of several would change from run to run
+            file.write(safetensors.torch.save(weights, {"about": json.dumps(about)}))
+        with write_aside(self.path / "checkpoint.pt") as file:
+            torch.save(state, file)
+
+    def restore(self) -> None:
+        """Go back to the checkpoint, and cut off what was written after it."""
+        before = read_json(self.path / "run.json")
+        saved = read_json(self.path / "parameters.json")
+        wrong = [
+            f"{name} was {saved.get(name)} and is now {value}"
+            for name, value in settings_of(self.config).items()
+            if name not in MAY_DIFFER and saved.get(name) != value
+        ]
+        if before["format"] != FORMAT:
+            wrong.append(f"it has format {before['format']}, this program writes {FORMAT}")
+        if before["pictures"] != self.facts["pictures"]:
+            wrong.append("the pictures are not those it was trained on")
+        state = torch.load(self.path / "checkpoint.pt", map_location="cpu", weights_only=True)
+        if state["step"] >= self.last_step:
+            wrong.append(f"its {state['step']} steps are done; --epochs or --max-steps may grow")
+        if wrong:
+            raise InputError(f"--resume {self.path.name}: {'; '.join(wrong)}")
+        self.facts["started"] = before["started"]
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+        self.step, self.seconds, self.summed = state["step"], state["seconds"], state["summed"]
+        self.sums = {name: total.to(self.device) for name, total in state["sums"].items()}
+        torch.set_rng_state(state["rng"])
+        if self.device.type == "cuda" and "cuda_rng" in state:
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+        cut_off(self.path, self.step)
+
+    def check_finite(self, values: dict[str, Any]) -> None:
+        """Stop a run that has diverged while its last checkpoint is still good."""
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise RunError(
+                    f"{name} is {float(value)} at step {self.step}: the training has diverged. The "
+                    f"last checkpoint in {self.path} is kept; a smaller --lr may help"
+                )
+
+    def hint(self) -> None:
+        """Say on a CPU how long the run will take, if that is long, and what is quicker."""
+        hours = self.seconds / self.step * (self.last_step - self.step) / 3600
+        if hours > 1:
+            quick = f"python {sys.argv[0]} --config {HERE / 'quick.json'}"
+            self.say(f"time left   about {hours:,.0f} hours on this CPU; for minutes: {quick}")
+
+    def say(self, line: str, terminal: bool = True) -> None:
+        """Print a line above the bar, and keep it in train.log."""
+        if terminal:
+            tqdm.write(line)
+        with open(self.path / "train.log", "a") as file:
+            file.write(line + "\n")
+
+
+def cut_off(run: Path, step: int) -> None:
+    """Take out of a run folder what is from after `step` or ends half-way."""
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    if (run / "metrics.csv").exists():
+        header, *rows = (run / "metrics.csv").read_text().splitlines(keepends=True)
+        rows = [row for row in rows if row.endswith("\n") and int(row.split(",")[0]) <= step]
+        with write_aside(run / "metrics.csv") as file:
+            file.write("".join([header, *rows]).encode())
+    for frame in (run / "frames").glob("*.png"):
+        if int(frame.stem) > step:
+            frame.unlink()
+    for events in run.glob("events.out.tfevents.*"):
+        with write_aside(events) as file:
+            writer = RecordWriter(file)
+            for record in RawEventFileLoader(str(events)).Load():
+                if Event.FromString(record).step <= step:
+                    writer.write(record)
+
+
+def grid(images: Tensor) -> np.ndarray:
+    """Lay images, uint8 (B, C, H, W), out eight to a row: uint8 (height, width, 3)."""
+    from torchvision.utils import make_grid  # slow to import
+
+    return make_grid(images, nrow=8).movedim(0, 2).numpy()

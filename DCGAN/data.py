@@ -164,17 +164,18 @@ def decode_into(
     with tempfile.TemporaryFile(dir=scratch_dir) as scratch, bar, warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         images = np.memmap(scratch, np.uint8, "w+", shape=(count, image_size, image_size, planes))
-        items = iter(items)
+        items, readable = iter(items), 0
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             while chunk := list(itertools.islice(items, 512)):  # bounds what waits in memory
                 for row in pool.map(decode_or_say, chunk):
+                    bar.update()
                     if isinstance(row, str):
                         skipped.append(row)
                         tqdm.write(f"skipped {row}", file=sys.stderr)
                     else:
-                        images[bar.n - len(skipped)] = row
-                    bar.update()
-        images = images[: count - len(skipped)]
+                        images[readable] = row
+                        readable += 1
+        images = images[:readable]
         if len(images) < needed:
             raise InputError(
                 f"{len(skipped)} of {count} pictures cannot be read; the {len(images)} left "

@@ -1,0 +1,126 @@
+"""The folders stand alone, so they hold copies; these tests keep the copies equal."""
+
+import ast
+import dataclasses
+import difflib
+import re
+from collections import Counter
+
+import docstring_parser
+import pytest
+from conftest import FOLDERS, TOP, load
+
+COPIES = ("utils.py", "data.py", "run_folder.py")
+SHARED_NETWORKS = {  # class or function of model.py: the folders where it is meant to be the same
+    "Generator": ("DCGAN", "WGAN", "WGAN-GP"),
+    "initialise": ("WGAN", "WGAN-GP"),
+}
+SHARED_FIELDS = (
+    "data data_dir image_size channels epochs max_steps batch_size z_dim g_width d_width lr seed "
+    "device runs_dir name resume log_every frame_every checkpoint_every"
+).split()
+HELP_MAY_DIFFER = {"lr", "batch_size", "g_width", "d_width"}  # they name the paper's symbols
+
+
+def complaint(name: str, texts: dict[str, str]) -> str:
+    """Say which folder is the odd one, how it differs and how to mend it."""
+    common = Counter(texts.values()).most_common(1)[0][0]
+    like = [folder for folder in texts if texts[folder] == common]
+    lines = []
+    for odd in (folder for folder in texts if texts[folder] != common):
+        diff = difflib.unified_diff(
+            common.splitlines(),
+            texts[odd].splitlines(),
+            f"{like[0]}/{name}",
+            f"{odd}/{name}",
+            "",
+            "",
+            3,
+            "",
+        )
+        lines += [
+            f"{name} must be the same in every model folder, but {odd} differs from {', '.join(like)}.",
+            f"To spread the change:    for d in {' '.join(like)}; do cp {odd}/{name} $d/; done",
+            f"To take the copy back:   cp {like[0]}/{name} {odd}/",
+            *diff,
+        ]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_support_files_are_the_same_everywhere(name):
+    texts = {folder: (TOP / folder / name).read_bytes().decode() for folder in FOLDERS}
+    assert len(set(texts.values())) == 1, complaint(name, texts)
+
+
+def test_the_complaint_names_the_odd_folder_and_both_remedies():
+    text = complaint("utils.py", {"a": "1\n", "b": "1\n", "c": "2\n"})
+    assert "c differs from a, b" in text
+    assert "for d in a b; do cp c/utils.py $d/; done" in text
+    assert "cp a/utils.py c/" in text
+    assert "-1" in text and "+2" in text
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_support_files_know_no_model(name):
+    source = (TOP / "WGAN" / name).read_text()
+    imported = {
+        alias.name if isinstance(node, ast.Import) else node.module
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    assert not imported & {"model", "train"}
+    assert not re.search(r"simpleGAN|DCGAN|WGAN|critic|discriminator", source)
+
+
+@pytest.mark.parametrize("name", SHARED_NETWORKS)
+def test_shared_networks_are_the_same(name):
+    texts = {}
+    for folder in SHARED_NETWORKS[name]:
+        source = (TOP / folder / "model.py").read_text()
+        nodes = {n.name: n for n in ast.parse(source).body if hasattr(n, "name")}
+        assert name in nodes, f"{folder}/model.py has no {name}"
+        texts[folder] = ast.get_source_segment(source, nodes[name])
+    assert len(set(texts.values())) == 1, complaint("model.py", texts)
+
+
+def test_model_files_import_torch_alone():
+    for folder in FOLDERS:
+        tree = ast.parse((TOP / folder / "model.py").read_text())
+        names = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        names |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+        assert {name.split(".")[0] for name in names} <= {"torch"}, folder
+
+
+def test_shared_settings_have_the_same_type_and_help():
+    seen = {}
+    for folder in FOLDERS:
+        config = load(folder).train.Config
+        helps = {
+            p.args[1]: p.description for p in docstring_parser.parse_from_object(config).params
+        }
+        fields = {field.name: field.type for field in dataclasses.fields(config)}
+        for name in SHARED_FIELDS:
+            assert name in fields, f"{folder} has no setting {name}"
+            facts = (str(fields[name]), None if name in HELP_MAY_DIFFER else helps[name])
+            assert seen.setdefault(name, facts) == facts, f"{folder}: {name}"
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_setting_is_used_and_explained(folder):
+    config = load(folder).train.Config
+    source = "".join((TOP / folder / name).read_text() for name in ("train.py", *COPIES))
+    helps = {p.args[1]: p.description for p in docstring_parser.parse_from_object(config).params}
+    for field in dataclasses.fields(config):
+        assert re.search(rf"\b(config|due)\.{field.name}\b", source), (
+            f"{folder}: {field.name} is never read"
+        )
+        assert helps.get(field.name), f"{folder}: {field.name} has no help"
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_files_keep_to_their_budget(folder):
+    budget = {"train.py": 190, "model.py": 130} | dict.fromkeys(COPIES, 450)
+    for name, most in budget.items():
+        assert len((TOP / folder / name).read_text().splitlines()) <= most, f"{folder}/{name}"

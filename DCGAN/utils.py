@@ -103,6 +103,9 @@ def parse_config(settings: type[Config], argv: list[str] | None = None) -> Confi
 
     def parse(argv: list[str]) -> Config:
         found = parser.parse_args(argv)
+        for field in fields(settings):
+            if found[field.name] is None:
+                raise InputError(f"{field.name}: null is no value for it")
         return settings(**{field.name: found[field.name] for field in fields(settings)})
 
     # By itself the parser lets the last one win, so files go before flags.
@@ -110,10 +113,7 @@ def parse_config(settings: type[Config], argv: list[str] | None = None) -> Confi
     split.add_argument("--config", action="append", default=[])
     try:
         named, flags = split.parse_known_args(argv)
-        for file in named.config:
-            if not Path(file).is_file():
-                raise InputError(f"--config {file}: no such file")
-        files = [f"--config={file}" for file in named.config]
+        files = [f"--config={find_file(file)}" for file in named.config]
         config = parse([*files, *flags])
         if config.resume:
             saved = find_run(config.runs_dir, config.resume) / "parameters.json"
@@ -121,6 +121,18 @@ def parse_config(settings: type[Config], argv: list[str] | None = None) -> Confi
     except argparse.ArgumentError as error:
         raise InputError(str(error)) from None
     return config
+
+
+def find_file(name: str) -> Path:
+    """Find a JSON file from the current folder, or else beside this file, as quick.json is.
+
+    Raises:
+        InputError: it is in neither.
+    """
+    for path in (Path(name), HERE / name):
+        if path.is_file():
+            return path
+    raise InputError(f"--config {name}: no such file")
 
 
 def settings_of(config: Any) -> dict[str, Any]:

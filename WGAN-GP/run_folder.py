@@ -302,7 +302,7 @@ class Run:
         """Say on a CPU how long the run will take, if that is long, and what is quicker."""
         hours = self.seconds / self.step * (self.last_step - self.step) / 3600
         if hours > 1:
-            quick = f"python {sys.argv[0]} --config {HERE / 'quick.json'}"
+            quick = f"python {sys.argv[0]} --config quick.json"
             self.say(f"time left   about {hours:,.0f} hours on this CPU; for minutes: {quick}")
 
     def say(self, line: str, terminal: bool = True) -> None:

@@ -1,3 +1,3 @@
 #!/bin/sh
 # Train WGAN-GP; arguments go on to train.py, for example: scripts/train_WGAN-GP.sh --config quick.json
-cd "$(dirname "$0")/../WGAN-GP" && exec python train.py "$@"
+exec python "$(dirname "$0")/../WGAN-GP/train.py" "$@"

@@ -1,3 +1,3 @@
 #!/bin/sh
 # Train WGAN; arguments go on to train.py, for example: scripts/train_WGAN.sh --config quick.json
-cd "$(dirname "$0")/../WGAN" && exec python train.py "$@"
+exec python "$(dirname "$0")/../WGAN/train.py" "$@"

@@ -1,3 +1,3 @@
 #!/bin/sh
 # Train simpleGAN; arguments go on to train.py, for example: scripts/train_simpleGAN.sh --config quick.json
-cd "$(dirname "$0")/../simpleGAN" && exec python train.py "$@"
+exec python "$(dirname "$0")/../simpleGAN/train.py" "$@"

@@ -1,6 +1,7 @@
 """Who moves, when, on what data and noise: the algorithms' order, step by step."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -296,7 +297,7 @@ def test_a_pass_shows_every_picture_once_and_the_next_in_another_order():
     batches = data.Batches(coded_images(100), 20, torch.device("cpu"), seed=0)
     passes = [[numbers(next(batches)) for _ in range(5)] for _ in range(3)]
     for one in passes:
-        assert sorted(sum(one, [])) == list(range(100))
+        assert sorted(itertools.chain(*one)) == list(range(100))
     assert passes[0] != passes[1] != passes[2]
 
 
@@ -304,8 +305,8 @@ def test_left_over_pictures_get_their_turn_in_a_later_pass():
     data = load("WGAN").data
     batches = data.Batches(coded_images(50), 20, torch.device("cpu"), seed=0)
     one = [numbers(next(batches)) for _ in range(2)]
-    assert len(set(sum(one, []))) == 40
-    seen = set(sum([numbers(next(batches)) for _ in range(20)], []))
+    assert len(set(itertools.chain(*one))) == 40
+    seen = {n for _ in range(20) for n in numbers(next(batches))}
     assert seen == set(range(50))
 
 

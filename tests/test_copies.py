@@ -15,10 +15,11 @@ SHARED_NETWORKS = {  # class or function of model.py: the folders where it is me
     "Generator": ("DCGAN", "WGAN", "WGAN-GP"),
     "initialise": ("WGAN", "WGAN-GP"),
 }
-SHARED_FIELDS = (
-    "data data_dir image_size channels epochs max_steps batch_size z_dim g_width d_width lr seed "
-    "device runs_dir name resume log_every frame_every checkpoint_every"
-).split()
+SHARED_FIELDS = [
+    *("data", "data_dir", "image_size", "channels", "epochs", "max_steps", "batch_size", "z_dim"),
+    *("g_width", "d_width", "lr", "seed", "device", "runs_dir", "name", "resume"),
+    *("log_every", "frame_every", "checkpoint_every"),
+]
 HELP_MAY_DIFFER = {"lr", "batch_size", "g_width", "d_width"}  # they name the paper's symbols
 
 
@@ -33,13 +34,11 @@ def complaint(name: str, texts: dict[str, str]) -> str:
             texts[odd].splitlines(),
             f"{like[0]}/{name}",
             f"{odd}/{name}",
-            "",
-            "",
-            3,
-            "",
+            lineterm="",
         )
         lines += [
-            f"{name} must be the same in every model folder, but {odd} differs from {', '.join(like)}.",
+            f"{name} must be the same in every model folder.",
+            f"{odd} differs from {', '.join(like)}.",
             f"To spread the change:    for d in {' '.join(like)}; do cp {odd}/{name} $d/; done",
             f"To take the copy back:   cp {like[0]}/{name} {odd}/",
             *diff,

@@ -29,9 +29,12 @@ def load(folder: str) -> SimpleNamespace:
     return LOADED[folder]
 
 
-def critic_class(files: SimpleNamespace) -> type:
-    """Return the class that is the generator's opponent."""
-    return getattr(files.model, "Critic", None) or files.model.Discriminator
+def make_critic(files: SimpleNamespace, size: int, channels: int, width: int):
+    """Build the generator's opponent."""
+    if hasattr(files.model, "Critic"):
+        return files.model.Critic(size, channels, width)
+    extra = {"dropout": 0.3} if hasattr(files.train.Config(), "dropout") else {}
+    return files.model.Discriminator(size, channels, width, **extra)
 
 
 def critic_step(files: SimpleNamespace):

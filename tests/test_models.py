@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import FOLDERS, critic_class, load
+from conftest import FOLDERS, load, make_critic
 from torch import nn
 
 CONVOLUTIONAL = FOLDERS[1:]
@@ -14,7 +14,7 @@ def networks(folder, size=64, channels=3, g_width=64, d_width=64, z_dim=100):
     torch.manual_seed(0)
     files = load(folder)
     generator = files.model.Generator(z_dim, size, channels, g_width)
-    return generator, critic_class(files)(size, channels, d_width)
+    return generator, make_critic(files, size, channels, d_width)
 
 
 def count(network):

@@ -62,7 +62,8 @@ def new_run(runs_dir: str, name: str) -> Path:
     for suffix in itertools.chain([""], (f"_{n}" for n in itertools.count(2))):
         run = runs_folder(runs_dir) / (stem + suffix)
         try:
-            (run / "frames").mkdir(parents=True)
+            run.mkdir(parents=True)
+            (run / "frames").mkdir()
         except FileExistsError:
             if name:
                 raise InputError(f"--name {name}: {run} exists; --resume goes on with it") from None

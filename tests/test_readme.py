@@ -1,0 +1,150 @@
+"""The README's commands work, and its links and pictures are there."""
+
+import re
+import shlex
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+from conftest import FOLDERS, TOP, load
+from packaging.requirements import Requirement
+
+import make_gif
+
+README = (TOP / "README.md").read_text()
+BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S)
+COMMANDS = [line for block in BLOCKS for line in block.strip().splitlines()]
+INLINE = [
+    c for c in re.findall(r"`([^`\n]+)`", README) if re.match(r"(python|tensorboard|scripts/)", c)
+]
+
+
+def parts_of(command):
+    """Split a line at && and brackets; say in which folder each part runs."""
+    folder = "."
+    for part in re.split(r"&&|[()]", command):
+        words = shlex.split(part)
+        if words[:1] == ["cd"]:
+            folder = words[1]
+        elif words:
+            yield folder, words
+        if part.endswith(" ") and command[command.find(part) + len(part) :].startswith(")"):
+            folder = "."
+    return
+
+
+def check(folder, words):
+    """Run or parse one command; return whether it was understood."""
+    program, *arguments = words
+    if program == "python" and arguments[0] == "train.py":
+        files = load(folder)
+        arguments = [a if a != "--resume" else "--seed=0" for a in arguments[1:]]
+        if "--seed=0" in arguments:  # there is no run to resume here
+            arguments = [a for a in arguments if a != "slower"]
+        files.utils.parse_config(files.train.Config, arguments)
+    elif program == "python" and arguments[0] == "make_gif.py":
+        make_gif.parse_arguments(arguments[1:])
+    elif words == ["python", "-m", "pytest"]:
+        pass  # this is it
+    elif program.startswith("scripts/"):
+        folder = re.fullmatch(r"scripts/train_(.+)\.sh", program)[1]
+        files = load(folder)
+        assert (TOP / program).stat().st_mode & 0o111
+        files.utils.parse_config(files.train.Config, arguments)
+    elif program == "tensorboard":
+        assert arguments in (["--logdir=tensorboard/runs"], ["--logdir=."])
+    elif program == "pip":
+        assert arguments == ["install", "-r", "requirements.txt"]
+    elif program == "diff":
+        done = subprocess.run(words, cwd=TOP, capture_output=True, text=True)
+        assert done.returncode == 1 and "+++ WGAN-GP/train.py" in done.stdout
+    else:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("command", COMMANDS + INLINE)
+def test_every_command_is_understood(command):
+    if "--help" in command:
+        command = command.replace(" --help", "")
+    command = command.replace("MODEL", "WGAN")
+    for folder, words in parts_of(command):
+        if folder == "." and words[:2] == ["python", "train.py"]:
+            folder = "WGAN-GP"
+        assert check(folder, words), f"nobody checks {words}"
+
+
+def test_there_are_commands_to_check():
+    assert len(COMMANDS) >= 12
+    assert "python -m pytest" in COMMANDS
+    assert {f"cd {folder} && python train.py --config quick.json" for folder in FOLDERS} <= set(
+        COMMANDS
+    )
+
+
+def test_links_and_pictures_are_there():
+    targets = re.findall(r"\]\(([^)]+)\)", README)
+    local = [target for target in targets if not target.startswith("http")]
+    assert len(local) >= 5
+    for target in local:
+        assert (TOP / target).exists(), target
+
+
+def test_the_table_names_what_is_there():
+    table = README.split("## What is where")[1].split("##")[0]
+    for path in re.findall(r"`([A-Za-z_-]+(?:/|\.py))`", table):
+        assert (TOP / path).exists() or (TOP / "WGAN" / path).exists(), path
+    for path in TOP.iterdir():
+        hidden = path.name.startswith((".", "__")) or path.suffix in (".md", ".toml", ".txt")
+        if not hidden and path.name not in ("LICENSE",):
+            assert path.name in table, f"the README does not say what {path.name} is"
+
+
+def test_the_diff_of_the_two_wassersteins_shows_the_papers_alone():
+    done = subprocess.run(
+        ["diff", "-U0", "WGAN/train.py", "WGAN-GP/train.py"],
+        cwd=TOP,
+        capture_output=True,
+        text=True,
+    )
+    body = done.stdout.split("Run:   python train.py", 1)[-1]
+    changed = [line for line in done.stdout.splitlines() if re.match(r"[+-][^+-]", line)]
+    assert body and len(changed) < 130
+    loop = (TOP / "WGAN" / "train.py").read_text().split("    for _ in run.steps():")[1]
+    assert loop == (TOP / "WGAN-GP" / "train.py").read_text().split("    for _ in run.steps():")[1]
+
+
+def test_requirements_are_installed_and_have_a_lower_bound():
+    lines = [
+        line.split("#")[0].strip() for line in (TOP / "requirements.txt").read_text().splitlines()
+    ]
+    for requirement in map(Requirement, filter(None, lines)):
+        assert version(requirement.name) in requirement.specifier
+        assert ">=" in str(requirement.specifier)
+
+
+def test_every_import_is_in_the_requirements():
+    names = {"PIL": "pillow"}
+    wanted = {re.split(r"[><=\s]", line)[0] for line in (TOP / "requirements.txt").open()}
+    found = set()
+    for file in [*TOP.glob("*.py"), *TOP.glob("*/*.py")]:
+        for line in file.read_text().splitlines():
+            if match := re.match(r"\s*(?:import|from) ([A-Za-z_]+)", line):
+                found.add(match[1])
+    ours = {file.stem for file in [*TOP.glob("*.py"), *TOP.glob("*/*.py")]}
+    third = {
+        names.get(n, n).replace("_", "-") for n in found - ours if n not in sys.stdlib_module_names
+    }
+    assert third - {"packaging", "and"} <= wanted, third - wanted
+
+
+def test_the_project_speaks_of_itself_alone():
+    words = re.compile(r"(?<![\w./])/(?:work|root|home)/|pypi\.org|\bsandbox\b", re.I)
+    for file in subprocess.run(
+        ["git", "ls-files"], cwd=TOP, capture_output=True, text=True
+    ).stdout.split():
+        path = TOP / file
+        if path.suffix in (".py", ".md", ".json", ".csv", ".txt", ".toml", ".sh", ".yml", ".log"):
+            found = words.search(path.read_text())
+            assert not found or file.endswith("test_readme.py"), f"{file}: {found}"

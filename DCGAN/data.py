@@ -321,10 +321,13 @@ class Batches:
     The pictures that do not fill a last minibatch are left out of the pass. The
     order depends on the seed alone, not on the device.
 
+    `draw` chooses minibatches and `next` hands them out. They are apart because a CUDA
+    graph can hold the second, which touches nothing but the device, and not the first.
+
     Args:
         images: uint8 (N, H, W, C).
         batch_size: B, the paper's m.
-        device: where minibatches go; the pictures lie there too where they fit.
+        device: where minibatches go; the pictures lie there too if they leave half of it free.
         seed: of the order.
     """
 
@@ -332,7 +335,7 @@ class Batches:
         self, images: np.ndarray, batch_size: int, device: torch.device, seed: int
     ) -> None:
         self.images = torch.from_numpy(images)
-        if device.type == "cuda" and images.nbytes < 0.5 * torch.cuda.mem_get_info(device)[0]:
+        if device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
             self.images = self.images.to(device)
         self.batch_size, self.device = batch_size, device
         self.rng = torch.Generator().manual_seed(seed)
@@ -341,17 +344,32 @@ class Batches:
     def start_pass(self) -> None:
         """Draw a new order; remember the state that it was drawn from."""
         self.rng_at_start = self.rng.get_state()
-        order = torch.randperm(len(self.images), generator=self.rng).to(self.images.device)
-        self.order = iter(order.split(self.batch_size)[: len(order) // self.batch_size])
+        order = torch.randperm(len(self.images), generator=self.rng)
+        self.order = order.split(self.batch_size)[: len(order) // self.batch_size]
         self.taken = 0
 
+    def draw(self, count: int) -> None:
+        """Choose the next `count` minibatches; nothing here waits for the device."""
+        rows = []
+        for _ in range(count):
+            if self.taken == len(self.order):
+                self.start_pass()
+            rows.append(self.order[self.taken])
+            self.taken += 1
+        chosen = self.images[torch.cat(rows).to(self.images.device)]
+        if chosen.device.type != self.device.type:  # too many for the device: they follow it there
+            chosen = chosen.pin_memory() if self.device.type == "cuda" else chosen
+        if not hasattr(self, "chosen"):
+            self.chosen = torch.empty_like(chosen, device=self.device)
+        self.chosen.copy_(chosen, non_blocking=True)  # a graph reads this very memory
+        self.handed_out = 0
+
     def __next__(self) -> Tensor:
-        """Return the next minibatch, (B, C, H, W) in [-1, 1]."""
-        if self.taken == len(self.images) // self.batch_size:
-            self.start_pass()
-        self.taken += 1
-        bytes_ = self.images[next(self.order)].to(self.device, non_blocking=True)
-        return bytes_.permute(0, 3, 1, 2).float() / 127.5 - 1
+        """Return the next minibatch that was drawn, (B, C, H, W) in [-1, 1]."""
+        start = self.handed_out * self.batch_size
+        self.handed_out += 1
+        images = self.chosen[start : start + self.batch_size].permute(0, 3, 1, 2)
+        return images.float() / 127.5 - 1
 
     def state_dict(self) -> dict[str, Any]:
         """Say where the next minibatch comes from."""
@@ -362,4 +380,3 @@ class Batches:
         self.rng.set_state(state["rng_at_start"])
         self.start_pass()
         self.taken = state["taken"]
-        self.order = itertools.islice(self.order, self.taken, None)

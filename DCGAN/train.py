@@ -26,10 +26,11 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 from torch.optim import Adam, Optimizer
 
+import utils
 from data import Batches, load_pictures
 from model import Discriminator, Generator
 from run_folder import Run
-from utils import Channels, ImageSize, Positive, Share, parse_config, pick_device, plain_errors
+from utils import Channels, ImageSize, Positive, Precision, Share
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,10 @@ class Config:
     """Of everything random."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps ...; auto takes the fastest there is."""
+    precision: Precision = "tf32"
+    """Of a GPU's products: tf32, fp32 (exact) or bf16 (also on a CPU; changes results a little)."""
+    graphs: bool = True
+    """Replay each step as one CUDA graph on a GPU."""
     runs_dir: str = ""
     """Where run folders lie; by default tensorboard/runs/ beside train.py."""
     name: str = ""
@@ -127,37 +132,40 @@ def generator_step(
 
 def train(config: Config) -> Path:
     """Train from the start or from a checkpoint, and return the run folder."""
-    device = pick_device(config.device, config.seed)
+    device = utils.pick_device(config.device, config.seed, config.precision)
     pictures = load_pictures(
         config.data, config.data_dir, config.image_size, config.channels, config.batch_size
     )
     channels = pictures.images.shape[3]
-    generator = Generator(config.z_dim, config.image_size, channels, config.g_width).to(device)
-    discriminator = Discriminator(config.image_size, channels, config.d_width).to(device)
-    betas = (config.beta1, config.beta2)
-    generator_optimizer = Adam(generator.parameters(), config.lr, betas, fused=True)
-    discriminator_optimizer = Adam(discriminator.parameters(), config.lr, betas, fused=True)
+    generator = Generator(config.z_dim, config.image_size, channels, config.g_width)
+    discriminator = Discriminator(config.image_size, channels, config.d_width)
+    utils.place(device, config.precision, generator, discriminator)
+    how = {"betas": (config.beta1, config.beta2), "fused": True}
+    how["capturable"] = device.type == "cuda"  # for the graph
+    generator_optimizer = Adam(generator.parameters(), config.lr, **how)
+    discriminator_optimizer = Adam(discriminator.parameters(), config.lr, **how)
     batches = Batches(pictures.images, config.batch_size, device, config.seed)
-    run = Run(
-        config,
-        pictures,
-        device,
-        images_per_step=config.batch_size,
-        generator=generator,
-        discriminator=discriminator,
-        generator_optimizer=generator_optimizer,
-        discriminator_optimizer=discriminator_optimizer,
-        batches=batches,
-    )
-    for _ in run.steps():
+    parts = {"generator": generator, "discriminator": discriminator, "batches": batches}
+    parts |= {
+        "generator_optimizer": generator_optimizer,
+        "discriminator_optimizer": discriminator_optimizer,
+    }
+    run = Run(config, pictures, device, 1, **parts)
+
+    def step() -> dict[str, Tensor]:
+        """One iteration of the outer loop: what a graph records."""
         real = next(batches)
         losses = discriminator_step(discriminator, generator, discriminator_optimizer, real, config)
         z = torch.randn(config.batch_size, config.z_dim, device=device)
-        losses |= generator_step(discriminator, generator, generator_optimizer, z)
-        run.record(losses)
+        return losses | generator_step(discriminator, generator, generator_optimizer, z)
+
+    step = utils.graphed(step, device, config.graphs)
+    for _ in run.steps():
+        batches.draw(1)
+        run.record(step())
     return run.path
 
 
 if __name__ == "__main__":
-    with plain_errors():
-        train(parse_config(Config))
+    with utils.plain_errors():
+        train(utils.parse_config(Config))

@@ -81,7 +81,7 @@ class Run:
         config: the settings of train.py.
         pictures: what is trained on.
         device: where the networks are.
-        images_per_step: real images that one step shows.
+        batches_per_step: minibatches of real images that one step shows.
         parts: all that resuming needs, by name; each has a `state_dict`. One is `generator`.
 
     Raises:
@@ -93,11 +93,11 @@ class Run:
         config: Any,
         pictures: Pictures,
         device: torch.device,
-        images_per_step: int,
+        batches_per_step: int,
         **parts: Any,
     ) -> None:
         self.config, self.device, self.parts = config, device, parts
-        self.images_per_step = images_per_step
+        self.images_per_step = batches_per_step * config.batch_size
         self.steps_per_epoch = len(pictures.images) // config.batch_size
         self.last_step = min(config.epochs * self.steps_per_epoch, config.max_steps or math.inf)
         self.step, self.seconds, self.sums, self.summed = 0, 0.0, {}, 0
@@ -282,6 +282,10 @@ class Run:
             raise InputError(f"--resume {self.path.name}: {'; '.join(wrong)}")
         self.facts["started"] = before["started"]
         for name, part in self.parts.items():
+            for saved, own in zip(
+                state[name].get("param_groups", []), getattr(part, "param_groups", []), strict=True
+            ):
+                saved["capturable"] = own["capturable"]  # goes with the device, not with the run
             part.load_state_dict(state[name])
         self.step, self.seconds, self.summed = state["step"], state["seconds"], state["summed"]
         self.sums = {name: total.to(self.device) for name, total in state["sums"].items()}

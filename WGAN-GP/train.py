@@ -22,10 +22,11 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+import utils
 from data import Batches, load_pictures
 from model import Critic, Generator
 from run_folder import Run
-from utils import Channels, ImageSize, Positive, Share, parse_config, pick_device, plain_errors
+from utils import Channels, ImageSize, Positive, Precision, Share
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,10 @@ class Config:
     """Of everything random."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps ...; auto takes the fastest there is."""
+    precision: Precision = "tf32"
+    """Of a GPU's products: tf32, fp32 (exact) or bf16 (also on a CPU; changes results a little)."""
+    graphs: bool = True
+    """Replay each step as one CUDA graph on a GPU."""
     runs_dir: str = ""
     """Where run folders lie; by default tensorboard/runs/ beside train.py."""
     name: str = ""
@@ -123,12 +128,8 @@ def critic_step(
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    return {
-        "loss_d": loss.detach(),
-        "wasserstein": wasserstein.detach(),
-        "penalty": penalty.detach(),
-        "slope": slope,
-    }
+    losses = {"loss_d": loss, "wasserstein": wasserstein, "penalty": penalty, "slope": slope}
+    return {name: value.detach() for name, value in losses.items()}
 
 
 def generator_step(
@@ -146,38 +147,38 @@ def generator_step(
 
 def train(config: Config) -> Path:
     """Run Algorithm 1 from the start or from a checkpoint, and return the run folder."""
-    device = pick_device(config.device, config.seed)
+    device = utils.pick_device(config.device, config.seed, config.precision)
     pictures = load_pictures(
         config.data, config.data_dir, config.image_size, config.channels, config.batch_size
     )
     channels = pictures.images.shape[3]
-    generator = Generator(config.z_dim, config.image_size, channels, config.g_width).to(device)
-    critic = Critic(config.image_size, channels, config.d_width).to(device)
-    betas = (config.beta1, config.beta2)
-    generator_optimizer = Adam(generator.parameters(), config.lr, betas, fused=True)
-    critic_optimizer = Adam(critic.parameters(), config.lr, betas, fused=True)
+    generator = Generator(config.z_dim, config.image_size, channels, config.g_width)
+    critic = Critic(config.image_size, channels, config.d_width)
+    utils.place(device, config.precision, generator, critic)
+    how = {"betas": (config.beta1, config.beta2), "fused": True}
+    how["capturable"] = device.type == "cuda"  # for the graph
+    generator_optimizer = Adam(generator.parameters(), config.lr, **how)
+    critic_optimizer = Adam(critic.parameters(), config.lr, **how)
     batches = Batches(pictures.images, config.batch_size, device, config.seed)
-    run = Run(
-        config,
-        pictures,
-        device,
-        images_per_step=config.n_critic * config.batch_size,
-        generator=generator,
-        critic=critic,
-        generator_optimizer=generator_optimizer,
-        critic_optimizer=critic_optimizer,
-        batches=batches,
-    )
-    for _ in run.steps():
+    parts = {"generator": generator, "critic": critic, "batches": batches}
+    parts |= {"generator_optimizer": generator_optimizer, "critic_optimizer": critic_optimizer}
+    run = Run(config, pictures, device, config.n_critic, **parts)
+
+    def step() -> dict[str, Tensor]:
+        """One iteration of the outer loop: what a graph records."""
         for _ in range(config.n_critic):  # Algorithm 1, line 2: a new minibatch each time
             real = next(batches)
             losses = critic_step(critic, generator, critic_optimizer, real, config)
         z = torch.randn(config.batch_size, config.z_dim, device=device)
-        losses |= generator_step(critic, generator, generator_optimizer, z)
-        run.record(losses)
+        return losses | generator_step(critic, generator, generator_optimizer, z)
+
+    step = utils.graphed(step, device, config.graphs)
+    for _ in run.steps():
+        batches.draw(config.n_critic)
+        run.record(step())
     return run.path
 
 
 if __name__ == "__main__":
-    with plain_errors():
-        train(parse_config(Config))
+    with utils.plain_errors():
+        train(utils.parse_config(Config))

@@ -7,6 +7,8 @@ Sections, in order of first use: errors, settings, device, files, the run.
 """
 
 import argparse
+import ctypes
+import itertools
 import json
 import math
 import os
@@ -15,7 +17,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -23,8 +25,9 @@ from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
 
 import docstring_parser
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ActionYesNo, ArgumentParser
 from jsonargparse.typing import restricted_number_type
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     pass
@@ -65,11 +68,20 @@ Positive = restricted_number_type("Positive", float, [(">", 0), ("<", math.inf)]
 Share = restricted_number_type("Share", float, [(">=", 0), ("<", 1)])
 ImageSize = Literal[16, 32, 64, 128, 256, 512, 1024]
 Channels = Literal["data", 1, 3]
+Precision = Literal["tf32", "fp32", "bf16"]
 
 WHERE = ("name", "resume", "runs_dir")  # settings that say where a run lies, not what it is
-MAY_DIFFER = ("data", "data_dir", "device", "epochs", "max_steps")  # from the run on resuming
+MAY_DIFFER = (
+    "data",
+    "data_dir",
+    "device",
+    "graphs",
+    "epochs",
+    "max_steps",
+)  # from the run on resuming
 
 Config = TypeVar("Config")
+Step = Callable[[], dict[str, Tensor]]
 
 
 def parse_config(settings: type[Config], argv: list[str] | None = None) -> Config:
@@ -95,11 +107,13 @@ def parse_config(settings: type[Config], argv: list[str] | None = None) -> Confi
     )
     parser.add_argument("--config", action="config", help="JSON file of settings; flags win.")
     for field in fields(settings):
-        bare = {"nargs": "?", "const": "latest"} if field.name == "resume" else {}
-        flag = "--" + field.name.replace("_", "-")
-        parser.add_argument(
-            flag, type=field.type, default=field.default, help=helps[field.name], **bare
+        how = (
+            {"action": ActionYesNo(no_prefix="no-")} if field.type is bool else {"type": field.type}
         )
+        if field.name == "resume":
+            how |= {"nargs": "?", "const": "latest"}
+        flag = "--" + field.name.replace("_", "-")
+        parser.add_argument(flag, default=field.default, help=helps[field.name], **how)
 
     def parse(argv: list[str]) -> Config:
         found = parser.parse_args(argv)
@@ -143,12 +157,13 @@ def settings_of(config: Any) -> dict[str, Any]:
 # ---- Device ----
 
 
-def pick_device(name: str, seed: int) -> torch.device:
-    """Find a device, and seed the random numbers that are drawn on it.
+def pick_device(name: str, seed: int, precision: Precision) -> torch.device:
+    """Find a device, set it up, and seed the random numbers that are drawn on it.
 
     Args:
         name: `auto`, or what torch calls it: `cpu`, `cuda`, `cuda:1`, `mps`.
         seed: of weights, noise and interpolation; all of torch's generators take it.
+        precision: with `fp32` products are exact to 24 bits; else a GPU rounds factors to 11.
 
     Raises:
         InputError: there is no such device.
@@ -164,8 +179,79 @@ def pick_device(name: str, seed: int) -> torch.device:
             reason = str(error).strip().splitlines()[0]
             raise InputError(f"--device {name}: not to be had here ({reason})") from None
     torch.manual_seed(seed)
-    torch.set_float32_matmul_precision("high")  # TF32, as convolutions have it by default
+    torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
+    torch.backends.cudnn.allow_tf32 = precision != "fp32"
+    torch.backends.cudnn.benchmark = True  # shapes never change, so the search pays
+    if device.type == "cpu":
+        torch.set_flush_denormal(True)
+        keep_freed_memory()
     return device
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed: big gradients come and go at every step.
+
+    By itself it gives blocks of over 32 MB back to the system at once, and getting
+    them again costs a page fault for every 4 kB.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        mallopt = ctypes.CDLL(None).mallopt
+        for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+            mallopt(option, 2**31 - 1)
+        mallopt(-2, 2**28)  # M_TOP_PAD
+
+
+def place(device: torch.device, precision: Precision, *networks: nn.Module) -> None:
+    """Move networks to a device, in the memory layout and the precision that they run in.
+
+    With `bf16` layers compute in bfloat16 where autocast holds that safe. What a network
+    returns is float32, and so is all of it for an input that asks for its own gradient,
+    as the x_hat of a gradient penalty does.
+    """
+
+    def lowered(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def lower(x: Tensor) -> Tensor:
+            exact = x.is_leaf and x.requires_grad
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=not exact):
+                return forward(x).float()
+
+        return lower
+
+    gpu = device.type == "cuda"
+    layout = torch.channels_last if gpu else torch.preserve_format  # what tensor cores take
+    for network in networks:
+        network.to(device, memory_format=layout)
+        if precision == "bf16":
+            network.forward = lowered(network.forward)
+
+
+def graphed(step: Step, device: torch.device, enabled: bool) -> Step:
+    """Record a training step as one CUDA graph and replay it: one launch instead of thousands.
+
+    Where there is no CUDA, or `enabled` is false, the step is returned as it is. Recorded or
+    not it does the same, as long as it touches the device alone and every tensor that
+    it reads from outside stays in its place.
+    """
+    if device.type != "cuda" or not enabled:
+        return step
+    stream, graph, calls = torch.cuda.Stream(device), torch.cuda.CUDAGraph(), itertools.count()
+    losses: dict[str, Tensor] = {}
+
+    def replayed() -> dict[str, Tensor]:
+        call = next(calls)
+        if call < 3:  # as it is: cuDNN looks for kernels, optimisers make their state
+            stream.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(stream):
+                losses.update(step())
+            torch.cuda.current_stream(device).wait_stream(stream)
+            return losses
+        if call == 3:  # recording runs nothing
+            with torch.cuda.graph(graph, stream=stream):
+                losses.update(step())
+        graph.replay()
+        return losses
+
+    return replayed
 
 
 def describe(device: torch.device, asked: str) -> str:

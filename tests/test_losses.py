@@ -152,7 +152,7 @@ def test_the_best_discriminator_is_p_over_p_plus_q(folder, p, q, loss):
 @pytest.mark.parametrize("folder", ["WGAN", "WGAN-GP"])
 def test_the_estimate_is_real_minus_fake_and_ignores_a_constant(folder):
     train = load(folder).train
-    real, fake, w = images_like(6, 1, 2, 2), images_like(6, 1, 2, 2), torch.randn(4) * 1e-3
+    real, fake, w = images_like(6, 1, 2, 2), images_like(6, 1, 2, 2), torch.randn(4) * 0.1
 
     class Shifted(Linear):
         def forward(self, images):
@@ -164,11 +164,11 @@ def test_the_estimate_is_real_minus_fake_and_ignores_a_constant(folder):
         losses = train.critic_step(
             critic, Fixed(fake), torch.optim.SGD(critic.parameters(), 0.0), real, train.Config()
         )
-        assert losses["wasserstein"].item() == pytest.approx(expected, abs=1e-6)
+        assert losses["wasserstein"].item() == pytest.approx(expected, abs=1e-5)
         generator = Fixed(fake)
         optimizer = torch.optim.SGD(generator.parameters(), 0.0)
         loss_g = train.generator_step(before, generator, optimizer, torch.zeros(6, 2))["loss_g"]
-        assert loss_g.item() == pytest.approx(-before(fake).mean().item(), abs=1e-6)
+        assert loss_g.item() == pytest.approx(-before(fake).mean().item(), abs=1e-5)
     same = train.critic_step(
         critic, Fixed(real), torch.optim.SGD(critic.parameters(), 0.0), real, train.Config()
     )

@@ -91,39 +91,44 @@ def chosen(items: list, every: int) -> list:
     return [items[round(i)] for i in np.linspace(0, count - 1, min(count, MOST))]
 
 
-def reduced(picture: Image.Image, scale: float, colours: int) -> Image.Image:
-    """Scale a picture down and give it a palette; no dithering, which GIF compresses badly."""
-    if scale < 1:
-        picture = picture.resize((round(picture.width * scale), round(picture.height * scale)))
-    return picture.quantize(colours, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+def scaled(picture: Image.Image, scale: float) -> Image.Image:
+    """Scale a picture down."""
+    size = (round(picture.width * scale), round(picture.height * scale))
+    return picture.resize(size) if scale < 1 else picture
 
 
-def choose_quality(scenes: list, max_bytes: float) -> tuple[float, int]:
-    """Find the best quality that keeps the GIF small enough, judging by a few of its scenes."""
+def reduced(picture: Image.Image, scale: float, palette: Image.Image) -> Image.Image:
+    """Scale a picture down and use a palette; no dithering, which GIF compresses badly."""
+    return scaled(picture, scale).quantize(palette=palette, dither=Image.Dither.NONE)
+
+
+def choose_quality(scenes: list, max_bytes: float) -> tuple[float, Image.Image]:
+    """Find the best scale and palette that keep the GIF small, judging by a few of its scenes."""
     pictures = [draw(scenes[round(i)]) for i in np.linspace(0, len(scenes) - 1, 6)]
     for scale, colours in QUALITIES:
+        samples = [scaled(picture, scale) for picture in pictures]
+        palette = Image.fromarray(np.concatenate(samples)).quantize(colours)
         size = 0
-        for picture in pictures:
+        for picture in samples:
             file = io.BytesIO()
-            reduced(picture, scale, colours).save(file, "GIF")
+            reduced(picture, 1, palette).save(file, "GIF")
             size += file.tell()
         if size / len(pictures) * len(scenes) < max_bytes:
             break
-    return scale, colours
+    return scale, palette
 
 
 def write_gif(scenes: list, out: Path, fps: float, max_mb: float) -> None:
     """Write the scenes as a GIF that repeats; only pictures with a palette are kept in memory."""
-    quality = choose_quality(scenes, 0.9e6 * max_mb)
+    scale, palette = choose_quality(scenes, 0.9e6 * max_mb)
     times = [round(1000 / fps)] * (len(scenes) - 1) + [HOLD]
     bar = tqdm(scenes, out.name, unit="frame", leave=False, disable=None)
-    pictures = (reduced(draw(scene), *quality) for scene in bar)
+    pictures = (reduced(draw(scene), scale, palette) for scene in bar)
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.with_name(f".{out.name}.part")
+    how = {"save_all": True, "append_images": pictures, "duration": times, "loop": 0}
     try:
-        next(pictures).save(
-            aside, "GIF", save_all=True, append_images=pictures, duration=times, loop=0
-        )
+        next(pictures).save(aside, "GIF", optimize=False, **how)
         aside.replace(out)
     finally:
         aside.unlink(missing_ok=True)

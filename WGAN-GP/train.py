@@ -155,8 +155,8 @@ def train(config: Config) -> Path:
     generator = Generator(config.z_dim, config.image_size, channels, config.g_width)
     critic = Critic(config.image_size, channels, config.d_width)
     utils.place(device, config.precision, generator, critic)
-    how = {"betas": (config.beta1, config.beta2), "fused": True}
-    how["capturable"] = device.type == "cuda"  # for the graph
+    how = {"capturable": device.type == "cuda"}  # for the graph
+    how |= {"betas": (config.beta1, config.beta2), "fused": True}
     generator_optimizer = Adam(generator.parameters(), config.lr, **how)
     critic_optimizer = Adam(critic.parameters(), config.lr, **how)
     batches = Batches(pictures.images, config.batch_size, device, config.seed)

@@ -136,7 +136,7 @@ def test_a_signal_saves_and_says_how_to_go_on(number, tmp_path, data_dir):
 
 
 def test_a_run_that_was_interrupted_ends_like_one_that_was_not(tmp_path, data_dir):
-    process = start_training(tmp_path, data_dir, "--max-steps", "400")
+    process = start_training(tmp_path, data_dir, "--max-steps", "150")
     frames = tmp_path / "runs" / "run" / "frames"
     wait_for(lambda: len(list(frames.glob("*.png"))) > 3)
     process.send_signal(signal.SIGINT)
@@ -145,7 +145,7 @@ def test_a_run_that_was_interrupted_ends_like_one_that_was_not(tmp_path, data_di
     places = ["--runs-dir", tmp_path / "runs", "--data-dir", data_dir]
     assert python(TOP / "DCGAN" / "train.py", "--resume", *places).returncode == 0
     whole = python(
-        TOP / "DCGAN" / "train.py", *TINY, *places, "--max-steps", 400, "--name", "whole"
+        TOP / "DCGAN" / "train.py", *TINY, *places, "--max-steps", 150, "--name", "whole"
     )
     assert whole.returncode == 0
     files = [tmp_path / "runs" / name / "generator.safetensors" for name in ("run", "whole")]

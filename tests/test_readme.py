@@ -43,6 +43,8 @@ def check(folder, words):
         files.utils.parse_config(files.train.Config, arguments)
     elif program == "python" and arguments[0] == "make_gif.py":
         make_gif.parse_arguments(arguments[1:])
+    elif program == "python" and arguments[0].startswith("benchmarks/"):
+        ast.parse((TOP / arguments[0]).read_text())
     elif words == ["python", "-m", "pytest"]:
         pass  # this is it
     elif program.startswith("scripts/"):

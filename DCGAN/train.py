@@ -6,15 +6,16 @@ Run:   python train.py                        the paper's size: for a GPU
        python train.py --config quick.json    minutes on a laptop
 Read:  discriminator_step, generator_step, train.
 
-Departures from the paper (and its authors' code):
+Departures from the paper (its section 4; the code's train_uncond_dcgan.py):
   1. Adam's step size: 5e-5; theirs: 2e-4 (section 4).
   2. Minibatch: 64 images; theirs: 128 (section 4).
-  3. Noise: N(0, I); theirs: uniform in [-1, 1] (figure 1).
+  3. Noise: N(0, I); theirs: uniform in [-1, 1] (figure 1 and code).
   4. Kernels: 4x4; their code: 5x5.
   5. Discriminator: from 64 feature maps; their code: from 128.
-  6. Each step moves both networks; their code moves one of them on each minibatch, in turn.
-  7. No weight decay, as in the paper; their code adds 1e-5 to the loss for every parameter.
-  8. Samples are drawn with running averages in batch norm; their code: with those of the batch.
+  6. Norm gains: N(1, 0.02), as in their code; section 4 has all weights around 0.
+  7. Each step moves both networks; their code moves one on each minibatch, in turn.
+  8. No weight decay, as in the paper; their code: 1e-5 on every parameter.
+  9. Samples: running averages in batch norm; their code: averages of the batch.
 """
 
 from dataclasses import dataclass

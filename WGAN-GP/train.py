@@ -5,13 +5,13 @@ Run:   python train.py                        the paper's size: for a GPU
        python train.py --config quick.json    minutes on a laptop
 Read:  gradient_penalty, critic_step, generator_step, train.
 
-Departures from the paper (and its authors' code):
-  1. Length: 30 epochs, each len(images) // batch_size generator updates; theirs: 200,000 updates.
-  2. Noise: 100 numbers; theirs: 128.
-  3. Networks: the DCGAN pair with 4x4 kernels and no biases; theirs: 5x5 kernels and biases.
-  4. First weights: N(0, 0.02), norm gains N(1, 0.02); theirs: uniform, gains 1.
-  5. Order: n_critic critic updates, then the generator, as in Algorithm 1; their code starts
-     every iteration but the first with the generator.
+Departures from the paper (its Algorithm 1 and section 5; the code's gan_64x64.py):
+  1. Length: 30 epochs of len(images) // batch_size generator updates; theirs: 200,000 updates.
+  2. Noise: 100 numbers; their code: 128.
+  3. Networks: the DCGAN's with 4x4 kernels, no biases; their code: 5x5 kernels and biases.
+  4. First weights: N(0, 0.02), norm gains N(1, 0.02); their code: uniform, gains 1.
+  5. Order: first the critic, then the generator, as in Algorithm 1; their code begins every
+     iteration but the first with the generator.
 """
 
 from dataclasses import dataclass

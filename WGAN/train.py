@@ -5,13 +5,13 @@ Run:   python train.py                        the paper's size: for a GPU
        python train.py --config quick.json    minutes on a laptop
 Read:  critic_step, generator_step, train.
 
-Departures from the paper (and its authors' code):
-  1. Length: 30 epochs, each len(images) // batch_size generator updates; the paper names none.
-  2. Always n_critic critic updates, as in Algorithm 1; their code makes 100 before each of the
+Departures from the paper (its Algorithm 1 and section 4; the code's main.py):
+  1. Length: 30 epochs of len(images) // batch_size generator updates; the paper names none,
+     their code: 25 epochs, each one pass of the critic over the images.
+  2. Critic updates: always n_critic, as in Algorithm 1; their code: 100 before each of the
      first 25 generator updates and before every 500th.
-  3. Weights are clipped after each update, as in Algorithm 1, so the generator always meets a
-     clipped critic; their code clips before the update.
-  4. Signs are the paper's: the critic scores real images higher; their code has them lower.
+  3. Clipping: after each update, as in line 7; their code: before it.
+  4. Signs: the critic scores real images higher, as in line 5; their code: lower.
 """
 
 from dataclasses import dataclass

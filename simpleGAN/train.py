@@ -5,15 +5,15 @@ Run:   python train.py                        full size: for a GPU
        python train.py --config quick.json    minutes on a laptop
 Read:  discriminator_step, generator_step, train.
 
-Departures from the paper (and its authors' code):
-  1. Optimiser: Adam with step size 5e-5; theirs: momentum (0.5 rising to 0.7, step size 0.1).
-  2. Generator's loss: -log D(G(z)), which section 3 advises and their code has;
-     Algorithm 1's log(1 - D(G(z))) with --minimax.
+Departures from the paper (its section 5 and Algorithm 1; the code's mnist.yaml):
+  1. Optimiser: Adam with step size 5e-5; theirs: momentum 0.5 rising to 0.7, step size 0.1.
+  2. Generator's loss: -log D(G(z)), which section 3 advises and their code has; Algorithm 1
+     has log(1 - D(G(z))), here with --minimax.
   3. Minibatch: 64 images; their code: 100.
-  4. Noise: 64 numbers from N(0, I); their code: 100, uniform with variance 1 for MNIST.
-  5. Discriminator: leaky ReLU and dropout 0.3; theirs: maxout and dropout 0.2, then 0.5.
-  6. Images in [-1, 1] from tanh; theirs: [0, 1] from a sigmoid for MNIST.
-  7. First weights: He's, normal; their code: uniform up to 0.05 and 0.005.
+  4. Noise: 64 numbers from N(0, I); their code: 100, uniform with variance 1.
+  5. Discriminator: leaky ReLU, dropout 0.3; theirs: maxout, dropout (in the code 0.2, then 0.5).
+  6. Images: in [-1, 1] from tanh; their code: in [0, 1] from a sigmoid.
+  7. First weights: He's, normal; their code: uniform up to 0.05 (generator), 0.005.
 """
 
 from dataclasses import dataclass

@@ -66,6 +66,7 @@ def plain_errors() -> Iterator[None]:
 
 Positive = restricted_number_type("Positive", float, [(">", 0), ("<", math.inf)])
 Share = restricted_number_type("Share", float, [(">=", 0), ("<", 1)])
+Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
 ImageSize = Literal[16, 32, 64, 128, 256, 512, 1024]
 Channels = Literal["data", 1, 3]
 Precision = Literal["tf32", "fp32", "bf16"]
@@ -305,7 +306,8 @@ def find_run(runs_dir: str, name: str) -> Path:
     """
     folder = runs_folder(runs_dir)
     if name == "latest":
-        started = {file.parent: read_json(file)["started"] for file in folder.glob("*/run.json")}
+        runs = [file.parent for file in folder.glob("*/checkpoint.pt")]
+        started = {run: read_json(run / "run.json")["started"] for run in runs}
         if not started:
             raise InputError(f"--resume: there is no run to go on with in {folder}")
         name = max(started, key=started.get).name

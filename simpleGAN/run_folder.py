@@ -135,9 +135,8 @@ class Run:
         self.say(f"pictures    {count:,} of {size}x{size}x{channels}: {config.data}")
         self.say(f"cache       {pictures.cache}")
         if pictures.skipped:
-            self.say(
-                f"skipped     {len(pictures.skipped)} unreadable: {', '.join(pictures.skipped)}"
-            )
+            names = ", ".join(pictures.skipped[:5]) + ", ..." * (len(pictures.skipped) > 5)
+            self.say(f"skipped     {len(pictures.skipped)} unreadable: {names}")
         counts = self.facts["parameters"].items()
         self.say("parameters  " + ", ".join(f"{name} {count:,}" for name, count in counts))
         self.say(f"run         {self.path}" + (f", from step {self.step}" if self.step else ""))
@@ -204,7 +203,7 @@ class Run:
     def log(self) -> None:
         """Write the means since the last row to metrics.csv, TensorBoard and the bar."""
         began = time.perf_counter()
-        means = {name: float(total) / self.summed for name, total in self.sums.items()}
+        means = {name: float(total / self.summed) for name, total in self.sums.items()}
         self.seconds += time.perf_counter() - began  # a GPU finishes its steps here
         self.check_finite(means)
         steps, seconds = self.step - self.row_before[0], self.seconds - self.row_before[1]
@@ -219,7 +218,7 @@ class Run:
             table = csv.DictWriter(file, row, lineterminator="\n")
             if file.tell() == 0:
                 table.writeheader()
-            table.writerow(row)
+            table.writerow(row | {name: f"{value:.6g}" for name, value in losses.items()})
         for name, value in (losses | {"images_per_second": speed}).items():
             self.events.add_scalar(name, value, self.step)
         self.bar.set_description(f"epoch {math.ceil(epoch)}/{self.config.epochs}", refresh=False)

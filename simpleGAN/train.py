@@ -29,7 +29,7 @@ import utils
 from data import Batches, load_pictures
 from model import Discriminator, Generator
 from run_folder import Run
-from utils import Channels, ImageSize, Positive, Precision, Share
+from utils import Channels, ImageSize, Positive, Precision, Seed, Share
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Config:
     """faces, mnist, fashion-mnist, cifar10, celeba, a folder of pictures or a zip of one."""
     data_dir: str = ""
     """Where downloads and the cache of decoded pictures lie; by default data/ beside train.py."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Of everything random."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps ...; auto takes the fastest there is."""

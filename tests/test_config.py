@@ -80,6 +80,7 @@ def test_quick_json_changes_what_it_names_and_nothing_is_a_default(folder):
         (["--batch-size", "-4"], "batch_size"),
         (["--max-steps", "-1"], "max_steps"),
         (["--seed", "-1"], "seed"),
+        (["--seed", "4294967296"], "seed"),
         (["--image-size", "48"], "image_size"),
         (["--image-size", "8"], "image_size"),
         (["--channels", "2"], "channels"),

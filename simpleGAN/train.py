@@ -13,7 +13,8 @@ Departures from the paper (its section 5 and Algorithm 1; the code's mnist.yaml)
   4. Noise: 64 numbers from N(0, I); their code: 100, uniform with variance 1.
   5. Discriminator: leaky ReLU, dropout 0.3; theirs: maxout, dropout (in the code 0.2, then 0.5).
   6. Images: in [-1, 1] from tanh; their code: in [0, 1] from a sigmoid.
-  7. First weights: He's, normal; their code: uniform up to 0.05 (generator), 0.005.
+  7. Layers: five hidden, of 128 to 4096 units; their code: two, of 1200 (generator) or 240.
+  8. First weights: He's, normal; their code: uniform up to 0.05 (generator), 0.005.
 """
 
 from dataclasses import dataclass

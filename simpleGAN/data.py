@@ -356,13 +356,20 @@ class Batches:
                 self.start_pass()
             rows.append(self.order[self.taken])
             self.taken += 1
-        chosen = self.images[torch.cat(rows).to(self.images.device)]
-        if chosen.device.type != self.device.type:  # too many for the device: they follow it there
-            chosen = chosen.pin_memory() if self.device.type == "cuda" else chosen
+        if self.images.device.type == self.device.type:
+            chosen = self.images[self.move(torch.cat(rows))]
+        else:  # too many for the device: they follow the rows there
+            chosen = self.move(self.images[torch.cat(rows)])
         if not hasattr(self, "chosen"):
-            self.chosen = torch.empty_like(chosen, device=self.device)
+            self.chosen = torch.empty_like(chosen)
         self.chosen.copy_(chosen, non_blocking=True)  # a graph reads this very memory
         self.handed_out = 0
+
+    def move(self, tensor: Tensor) -> Tensor:
+        """Copy a tensor to the device; from pinned memory, so that a GPU is not waited for."""
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
 
     def __next__(self) -> Tensor:
         """Return the next minibatch that was drawn, (B, C, H, W) in [-1, 1]."""

@@ -218,8 +218,8 @@ def place(device: torch.device, precision: Precision, *networks: nn.Module) -> N
 
         return lower
 
-    gpu = device.type == "cuda"
-    layout = torch.channels_last if gpu else torch.preserve_format  # what tensor cores take
+    # what tensor cores take, and a little faster on CPUs too; on Apple's GPUs far slower
+    layout = torch.preserve_format if device.type == "mps" else torch.channels_last
     for network in networks:
         network.to(device, memory_format=layout)
         if precision == "bf16":

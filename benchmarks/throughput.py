@@ -244,8 +244,11 @@ def time_alone(operations: Counter, device: str) -> float:
         arguments = []
         for argument in described:
             if isinstance(argument, tuple) and argument[:1] == ("tensor",):
-                made = torch.empty_strided(*argument[1:], device=device).normal_()
-                arguments.append(made)
+                _, shape, stride = argument
+                if 0 in stride:  # an expanded tensor
+                    arguments.append(torch.randn(shape, device=device))
+                else:
+                    arguments.append(torch.empty_strided(shape, stride, device=device).normal_())
             else:
                 arguments.append(list(argument) if isinstance(argument, tuple) else argument)
         times = []

@@ -107,7 +107,8 @@ def discriminator_step(
     z = torch.randn(len(real), config.z_dim, device=real.device)
     with torch.no_grad():  # the generator stays where it is
         fake = generator(z)
-    real_logits, fake_logits = discriminator(real), discriminator(fake)
+    # One pass for both reads the weights once; with batch norm they would have to go apart.
+    real_logits, fake_logits = discriminator(torch.cat([real, fake])).chunk(2)
     loss = bce(real_logits, torch.ones_like(real_logits))
     loss = loss + bce(fake_logits, torch.zeros_like(fake_logits))
     optimizer.zero_grad()

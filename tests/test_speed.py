@@ -70,6 +70,7 @@ def test_bf16_leaves_the_gradient_penalty_in_float32():
     critic, plain = make_critic(files, 16, 3, 8), make_critic(files, 16, 3, 8)
     plain.load_state_dict(critic.state_dict())
     files.utils.place(torch.device("cpu"), "bf16", critic)
+    files.utils.place(torch.device("cpu"), "fp32", plain)
     real, fake = torch.rand(2, 8, 3, 16, 16) * 2 - 1
     with torch.no_grad():
         assert not torch.equal(critic(real), plain(real)) and critic(real).dtype == torch.float32

@@ -85,8 +85,12 @@ def list_pictures(data: str, root: Path, image_size: int) -> tuple[Iterable, int
         return named_pictures(data, root, image_size)
     path, suffixes = Path(data), tuple(Image.registered_extensions())
     if path.is_dir():
-        items = sorted(f for f in path.rglob("*") if f.suffix.lower() in suffixes and f.is_file())
-        facts = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in items]
+        walk = ((top, name) for top, _, names in os.walk(path.resolve()) for name in names)
+        items = sorted(os.path.join(*f) for f in walk if f[1].lower().endswith(suffixes))
+        facts = [*items]
+        for item in items:
+            found = os.stat(item) if os.path.exists(item) else None  # a link to nowhere
+            facts.append((found.st_size, found.st_mtime_ns) if found else None)
     elif path.is_file():
         if not zipfile.is_zipfile(path):
             raise InputError(f"--data {data}: neither a folder nor a zip file")

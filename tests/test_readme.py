@@ -1,6 +1,7 @@
 """The README's commands work, and its links and pictures are there."""
 
 import ast
+import json
 import re
 import shlex
 import subprocess
@@ -81,6 +82,14 @@ def test_there_are_commands_to_check():
     assert {f"cd {folder} && python train.py --config quick.json" for folder in FOLDERS} <= set(
         COMMANDS
     )
+
+
+def test_the_speed_table_is_the_record(monkeypatch):
+    monkeypatch.syspath_prepend(TOP / "benchmarks")
+    import throughput
+
+    record = json.loads((TOP / "results" / "speed" / "throughput-2-cores.json").read_text())
+    assert throughput.table(record["figures"]) in README
 
 
 def test_links_and_pictures_are_there():

@@ -187,6 +187,7 @@ class Run:
                     self.hint()
         if self.step < last:
             resume = f"python {sys.argv[0]} --resume {self.path.name}"
+            resume += f" --runs-dir {due.runs_dir}" if due.runs_dir else ""
             self.say(f"stopped     at step {self.step:,}, which is saved; to go on: {resume}")
             raise SystemExit(128 + signals[0])
         self.facts["finished"] = datetime.now().isoformat()

@@ -1,9 +1,9 @@
-"""What a model folder needs besides its paper and its pictures: settings, device, run folder.
+"""What a model folder needs besides its paper and its pictures: settings, device, files.
 
 This file is the same, byte for byte, in every model folder; tests/test_copies.py holds it so.
 It knows no model: what says something about a paper stands in train.py.
 
-Sections, in order of first use: errors, settings, device, files, the run.
+Sections, in order of first use: errors, settings, device, files, surroundings.
 """
 
 import argparse

@@ -133,3 +133,12 @@ def test_help_names_every_flag_with_its_meaning_and_default(files, capsys):
     for name in asdict(files.train.Config()):
         assert "--" + name.replace("_", "-") in text
     assert "Images in a minibatch" in text and "default: 64" in text
+
+
+def test_yes_and_no_are_flags_and_json_booleans(settings_file):
+    files = load("simpleGAN")
+    assert not parse(files, "--no-graphs").graphs
+    assert parse(files, "--minimax").minimax
+    config = parse(files, "--config", settings_file({"graphs": False, "minimax": True}))
+    assert (config.graphs, config.minimax) == (False, True)
+    assert "graphs" in refusal(files, "--config", settings_file({"graphs": "maybe"}))

@@ -25,7 +25,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
 
 import docstring_parser
 import torch
-from jsonargparse import ActionYesNo, ArgumentParser
+from jsonargparse import ArgumentParser
 from jsonargparse.typing import restricted_number_type
 from torch import Tensor, nn
 
@@ -119,8 +119,9 @@ def parse_config(settings: type[Config], argv: list[str] | None = None) -> Confi
     def parse(argv: list[str]) -> Config:
         found = parser.parse_args(argv)
         for field in fields(settings):
-            if found[field.name] is None:
-                raise InputError(f"{field.name}: null is no value for it")
+            value = found[field.name]
+            if value is None or (field.type is bool and not isinstance(value, bool)):
+                raise InputError(f"{field.name}: {value!r} is no value for it")
         return settings(**{field.name: found[field.name] for field in fields(settings)})
 
     # By itself the parser lets the last one win, so files go before flags.

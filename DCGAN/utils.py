@@ -109,7 +109,9 @@ def parse_config(settings: type[Config], argv: list[str] | None = None) -> Confi
     parser.add_argument("--config", action="config", help="JSON file of settings; flags win.")
     for field in fields(settings):
         how = (
-            {"action": ActionYesNo(no_prefix="no-")} if field.type is bool else {"type": field.type}
+            {"action": argparse.BooleanOptionalAction}
+            if field.type is bool
+            else {"type": field.type}
         )
         if field.name == "resume":
             how |= {"nargs": "?", "const": "latest"}

@@ -72,14 +72,8 @@ Channels = Literal["data", 1, 3]
 Precision = Literal["tf32", "fp32", "bf16"]
 
 WHERE = ("name", "resume", "runs_dir")  # settings that say where a run lies, not what it is
-MAY_DIFFER = (
-    "data",
-    "data_dir",
-    "device",
-    "graphs",
-    "epochs",
-    "max_steps",
-)  # from the run on resuming
+# On resuming these may differ from the run's, as long as steps are left to do.
+MAY_DIFFER = ("data", "data_dir", "device", "graphs", "epochs", "max_steps")
 
 Config = TypeVar("Config")
 Step = Callable[[], dict[str, Tensor]]

@@ -130,9 +130,14 @@ class Run:
             self.path = new_run(config.runs_dir, config.name)
         write_json(self.path / "parameters.json", settings_of(config))
         write_json(self.path / "run.json", self.facts)
+        self.introduce(pictures)
+        self.open_events(pictures)
+
+    def introduce(self, pictures: Pictures) -> None:
+        """Say in a few lines what is trained, on what, and where it goes."""
         count, size, _, channels = pictures.images.shape
         self.say(f"device      {self.facts['device']}")
-        self.say(f"pictures    {count:,} of {size}x{size}x{channels}: {config.data}")
+        self.say(f"pictures    {count:,} of {size}x{size}x{channels}: {self.config.data}")
         self.say(f"cache       {pictures.cache}")
         if pictures.skipped:
             names = ", ".join(pictures.skipped[:5]) + ", ..." * (len(pictures.skipped) > 5)
@@ -140,7 +145,6 @@ class Run:
         counts = self.facts["parameters"].items()
         self.say("parameters  " + ", ".join(f"{name} {count:,}" for name, count in counts))
         self.say(f"run         {self.path}" + (f", from step {self.step}" if self.step else ""))
-        self.open_events(pictures)
 
     def open_events(self, pictures: Pictures) -> None:
         """Begin a TensorBoard file; in a new run with the settings and a grid of real images."""
@@ -228,7 +232,7 @@ class Run:
         if self.step == self.last_step or time.monotonic() > self.line_before + 10:
             self.line_before = time.monotonic()
             left = tqdm.format_interval(seconds / steps * (self.last_step - self.step))
-            line = f"step {self.step}/{self.last_step}, {self.bar.desc} {text}, {left} left"
+            line = f"step {self.step}/{self.last_step}, {self.bar.desc}{text}, {left} left"
             self.say(line, terminal=self.bar.disable)
 
     def draw(self) -> None:
@@ -325,8 +329,9 @@ def cut_off(run: Path, step: int) -> None:
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     if (run / "metrics.csv").exists():
-        header, *rows = (run / "metrics.csv").read_text().splitlines(keepends=True)
-        rows = [row for row in rows if row.endswith("\n") and int(row.split(",")[0]) <= step]
+        lines = (run / "metrics.csv").read_text().splitlines(keepends=True)
+        header, *rows = [line for line in lines if line.endswith("\n")] or [""]
+        rows = [row for row in rows if int(row.split(",")[0]) <= step]
         with write_aside(run / "metrics.csv") as file:
             file.write("".join([header, *rows]).encode())
     for frame in (run / "frames").glob("*.png"):

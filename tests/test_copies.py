@@ -18,7 +18,7 @@ SHARED_NETWORKS = {  # class or function of model.py: the folders where it is me
 SHARED_FIELDS = [
     *("data", "data_dir", "image_size", "channels", "epochs", "max_steps", "batch_size", "z_dim"),
     *("g_width", "d_width", "lr", "seed", "device", "runs_dir", "name", "resume"),
-    *("log_every", "frame_every", "checkpoint_every"),
+    *("precision", "graphs", "log_every", "frame_every", "checkpoint_every"),
 ]
 HELP_MAY_DIFFER = {"lr", "batch_size", "g_width", "d_width"}  # they name the paper's symbols
 

@@ -209,6 +209,15 @@ def test_what_is_newer_than_the_checkpoint_or_cut_short_is_cut_off(tiny):
     assert [e.step for e in events_of(run).Images("real")] == [0]
 
 
+@pytest.mark.parametrize("left", ["", "step,epo"])
+def test_a_table_that_was_only_begun_is_begun_again(tiny, left):
+    files = load("DCGAN")
+    run = files.train.train(tiny(files, name="run", max_steps=2))
+    (run / "metrics.csv").write_text(left)
+    files.train.train(tiny(files, resume="run", max_steps=4))
+    assert [row["step"] for row in rows_of(run)] == ["4"]
+
+
 def test_resume_takes_the_newest_run_with_its_settings(tiny, tmp_path):
     files = load("DCGAN")
     for name in ("b", "a"):

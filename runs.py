@@ -1,11 +1,17 @@
 """Read run folders: what the scripts at the top share. Nothing here imports a train.py."""
 
+import importlib.util
 import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import nn
 
 TOP = Path(__file__).resolve().parent
 MODELS = ("simpleGAN", "DCGAN", "WGAN", "WGAN-GP")
@@ -110,3 +116,100 @@ def images_per_step(run: Path) -> int:
     """Return how many real images one generator update of a run shows."""
     settings = read_settings(run)
     return settings["batch_size"] * settings.get("n_critic", settings.get("k", 1))
+
+
+def load_file_of(model: str, name: str) -> ModuleType:
+    """Import model.py or data.py of one of this repository's model folders, by its path.
+
+    Never one that lies beside somebody's run: that would be running a stranger's code.
+    """
+    folder = TOP / model
+    spec = importlib.util.spec_from_file_location(f"{name} of {model}", folder / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(folder))  # data.py imports the utils.py beside it
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(folder))
+    return module
+
+
+def load_generator(path: Path) -> tuple["nn.Module", dict[str, Any]]:
+    """Build a trained generator, in eval mode on the CPU.
+
+    Args:
+        path: a run folder, or a generator.safetensors by whatever name.
+
+    Returns:
+        The generator, (B, z_dim) -> (B, C, H, W) in [-1, 1]; and what its file says of
+        itself: `format`, `model`, `step`, and `arguments` (z_dim, image_size, channels, width).
+
+    Raises:
+        InputError: there is no such file, it is damaged, or it is not one of ours.
+    """
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    file = path / "generator.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise InputError(f"{file}: no such file")
+    try:
+        with safe_open(file, "pt") as weights:
+            about = json.loads((weights.metadata() or {})["about"])
+            if about["format"] != FORMAT:
+                raise InputError(f"{file}: its format is {about['format']}, not {FORMAT}")
+            if about["model"] not in MODELS:
+                raise InputError(f"{file}: there is no model {about['model']!r} here")
+            make = load_file_of(about["model"], "model").Generator
+            with torch.device("meta"):  # takes no memory until names and shapes have matched
+                generator = make(**about["arguments"])
+            wanted = {name: list(t.shape) for name, t in generator.state_dict().items()}
+            found = {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
+            if wanted != found:
+                raise InputError(f"{file}: its weights do not belong to the generator it describes")
+            generator.to_empty(device="cpu")
+            generator.load_state_dict({name: weights.get_tensor(name) for name in wanted})
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise InputError(f"{file} is damaged, or no generator of ours ({error})") from None
+    return generator.eval(), about
+
+
+def load_pictures(run: Path) -> tuple["np.ndarray", "np.ndarray"]:
+    """Return what a run was trained on, and pictures of the same kind that it has never seen.
+
+    The second are those that --hold-out kept from it. Without it there are none, but for the
+    drawn faces, of which 2,000 more are drawn.
+
+    Returns:
+        Two arrays, uint8 (N, H, W, C); the second may be empty.
+
+    Raises:
+        InputError: the pictures cannot be found, or have changed since.
+    """
+    import numpy as np
+
+    facts, settings = read_facts(run), read_settings(run)
+    data = load_file_of(facts["model"], "data")
+    hold_out = settings.get("hold_out", 0)
+    cache = run / facts.get("cache", "")
+    if cache.is_file():
+        found = data.open_cache(cache, hold_out)
+    else:  # it was deleted, or the run comes from elsewhere
+        root = settings["data_dir"] or str(TOP / facts["model"] / "data")
+        names = ("data", "image_size", "channels", "batch_size")
+        text, size, channels, batch_size = (settings[name] for name in names)
+        beside = TOP / facts["model"] / text  # the training was started there, most likely
+        text = str(beside) if beside.exists() and not Path(text).exists() else text
+        try:
+            found = data.load_pictures(text, root, size, channels, batch_size, hold_out)
+        except (data.InputError, data.RunError) as error:
+            raise InputError(f"{run}: its pictures cannot be found again: {error}") from None
+    if found.digest != facts["pictures"]["digest"]:
+        raise InputError(f"{run}: the pictures are not those it was trained on")
+    held_out = found.held_out
+    if not len(held_out) and settings["data"] == "faces":
+        size = settings["image_size"]
+        held_out = np.stack(list(data.draw_faces(2000, size, seed=1)))
+        if settings["channels"] == 1:
+            held_out = np.stack([data.decode(face, size, 1) for face in held_out])
+    return found.images, held_out

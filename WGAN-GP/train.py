@@ -63,6 +63,8 @@ class Config:
     """faces, mnist, fashion-mnist, cifar10, celeba, a folder of pictures or a zip of one."""
     data_dir: str = ""
     """Where downloads and the cache of decoded pictures lie; by default data/ beside train.py."""
+    hold_out: NonNegativeInt = 0
+    """So many pictures are kept from training, for evaluate.py to compare with."""
     seed: Seed = 0
     """Of everything random."""
     device: str = "auto"
@@ -149,7 +151,8 @@ def train(config: Config) -> Path:
     """Run Algorithm 1 from the start or from a checkpoint, and return the run folder."""
     device = utils.pick_device(config.device, config.seed, config.precision)
     pictures = load_pictures(
-        config.data, config.data_dir, config.image_size, config.channels, config.batch_size
+        *(config.data, config.data_dir, config.image_size, config.channels),
+        *(config.batch_size, config.hold_out),
     )
     channels = pictures.images.shape[3]
     generator = Generator(config.z_dim, config.image_size, channels, config.g_width)

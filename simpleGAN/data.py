@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import os
+import random
 import sys
 import tempfile
 import warnings
@@ -38,14 +39,20 @@ NAMED = {  # what torchvision downloads: its class, and where its files lie unde
 class Pictures(NamedTuple):
     """Decoded pictures, and what is worth saying about them."""
 
-    images: np.ndarray  # uint8 (N, H, W, C), mapped from the cache
-    digest: str  # of all their bytes: resuming asks for the same pictures
+    images: np.ndarray  # uint8 (N, H, W, C), mapped from the cache: what training sees
+    held_out: np.ndarray  # the same of those that it does not see
+    digest: str  # of the bytes of all: resuming asks for the same pictures
     skipped: list[str]  # files that could not be read, each with the reason
     cache: Path
 
 
 def load_pictures(
-    data: str, data_dir: str, image_size: int, channels: Channels, batch_size: int
+    data: str,
+    data_dir: str,
+    image_size: int,
+    channels: Channels,
+    batch_size: int,
+    hold_out: int = 0,
 ) -> Pictures:
     """Decode pictures once, and from then on map the cached array into memory.
 
@@ -54,7 +61,8 @@ def load_pictures(
         data_dir: for downloads and the cache; empty for `data` beside this file.
         image_size: the short side is scaled to it, then the centre is cut out.
         channels: 1, 3, or "data": 1 if every picture is grey, else 3.
-        batch_size: there must be at least so many pictures.
+        batch_size: there must be at least so many pictures besides those held out.
+        hold_out: so many are kept from training.
 
     Raises:
         InputError: no such folder or name, no readable picture, too few of them.
@@ -62,19 +70,25 @@ def load_pictures(
     """
     root = Path(data_dir) if data_dir else HERE / "data"
     items, count, facts = list_pictures(data, root, image_size)
-    if count < batch_size:
-        raise InputError(
-            f"--data {data}: {count} pictures are fewer than --batch-size {batch_size}"
-        )
+    needed = batch_size + hold_out
+    if count < needed:
+        asked = f"--batch-size {batch_size}" + f" and --hold-out {hold_out}" * (hold_out > 0)
+        raise InputError(f"--data {data}: {count} pictures are fewer than {asked}")
     key = hashlib.sha256(json.dumps([FORMAT, image_size, channels, facts]).encode()).hexdigest()
     cache = root / "cache" / f"{Path(data).stem}-{image_size}-{key[:16]}.bytes"
     facts_file = cache.with_suffix(".json")  # written last: where it is, the cache is whole
     if not facts_file.exists():
-        decode_into(cache, items, count, image_size, channels, batch_size)
-    found = json.loads(facts_file.read_text())
+        decode_into(cache, items, count, image_size, channels, needed)
+    return open_cache(cache, hold_out)
+
+
+def open_cache(cache: Path, hold_out: int) -> Pictures:
+    """Map decoded pictures into memory; the last `hold_out` of them are held out."""
+    found = json.loads(cache.with_suffix(".json").read_text())
     # mode "c": PyTorch wants writable memory, and nothing written to it reaches the file
     images = np.memmap(cache, np.uint8, mode="c", shape=tuple(found["shape"]))
-    return Pictures(images, found["digest"], found["skipped"], cache)
+    first = len(images) - hold_out
+    return Pictures(images[:first], images[first:], found["digest"], found["skipped"], cache)
 
 
 def list_pictures(data: str, root: Path, image_size: int) -> tuple[Iterable, int, Any]:
@@ -103,6 +117,7 @@ def list_pictures(data: str, root: Path, image_size: int) -> tuple[Iterable, int
         )
     if not items:
         raise InputError(f"--data {data}: there is no picture in it")
+    random.Random(0).shuffle(items)  # pictures that are held out come from all over the folder
     return items, len(items), facts
 
 
@@ -183,7 +198,7 @@ def decode_into(
         if len(images) < needed:
             raise InputError(
                 f"{len(skipped)} of {count} pictures cannot be read; the {len(images)} left "
-                f"are fewer than --batch-size {needed} (first: {skipped[0]})"
+                f"are fewer than the {needed} that are needed (first: {skipped[0]})"
             )
         parts = [images[i : i + 512] for i in range(0, len(images), 512)]
         if channels == "data" and all((part == part[..., :1]).all() for part in parts):

@@ -16,6 +16,7 @@ import csv
 import itertools
 import json
 import math
+import os
 import platform
 import sys
 import time
@@ -128,6 +129,9 @@ class Run:
             self.restore()
         else:
             self.path = new_run(config.runs_dir, config.name)
+        cache, here = pictures.cache.resolve(), self.path.resolve()
+        same_drive = cache.drive == here.drive  # Windows knows no way from one to another
+        self.facts["cache"] = os.path.relpath(cache, here) if same_drive else str(cache)
         write_json(self.path / "parameters.json", settings_of(config))
         write_json(self.path / "run.json", self.facts)
         self.introduce(pictures)
@@ -138,6 +142,8 @@ class Run:
         count, size, _, channels = pictures.images.shape
         self.say(f"device      {self.facts['device']}")
         self.say(f"pictures    {count:,} of {size}x{size}x{channels}: {self.config.data}")
+        if len(pictures.held_out):
+            self.say(f"held out    {len(pictures.held_out):,} more, which training never sees")
         self.say(f"cache       {pictures.cache}")
         if pictures.skipped:
             names = ", ".join(pictures.skipped[:5]) + ", ..." * (len(pictures.skipped) > 5)
@@ -273,7 +279,7 @@ class Run:
         wrong = [
             f"{name} was {saved.get(name)} and is now {value}"
             for name, value in settings_of(self.config).items()
-            if name not in MAY_DIFFER and saved.get(name) != value
+            if name not in MAY_DIFFER and saved.get(name, value) != value
         ]
         if before["format"] != FORMAT:
             wrong.append(f"it has format {before['format']}, this program writes {FORMAT}")

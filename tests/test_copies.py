@@ -16,7 +16,17 @@ SHARED_NETWORKS = {  # class or function of model.py: the folders where it is me
     "initialise": ("WGAN", "WGAN-GP"),
 }
 SHARED_FIELDS = [
-    *("data", "data_dir", "image_size", "channels", "epochs", "max_steps", "batch_size", "z_dim"),
+    *(
+        "data",
+        "data_dir",
+        "hold_out",
+        "image_size",
+        "channels",
+        "epochs",
+        "max_steps",
+        "batch_size",
+        "z_dim",
+    ),
     *("g_width", "d_width", "lr", "seed", "device", "runs_dir", "name", "resume"),
     *("precision", "graphs", "log_every", "frame_every", "checkpoint_every"),
 ]

@@ -99,7 +99,7 @@ def test_modes_that_need_care_keep_their_brightness(data, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 3  # to be shown upside down
     turned.save(folder / "turned.jpg", exif=exif, quality=95)
-    names = ("invisible.png", "sixteen_bits.png", "turned.jpg")
+    names = [Path(item).name for item in data.list_pictures(str(folder), tmp_path, 16)[0]]
     images = dict(zip(names, read(data, folder, tmp_path / "cache").images, strict=True))
     assert images["invisible.png"].mean() == 255
     assert images["sixteen_bits.png"].mean() == pytest.approx(127.5, abs=1)
@@ -139,7 +139,8 @@ def test_broken_pictures_are_named_and_the_rest_is_used(data, tmp_path, capfd):
     (tmp_path / "p" / "3_cut.png").write_bytes(whole[: len(whole) // 2])
     found = read(data, tmp_path / "p", tmp_path / "cache")
     assert len(found.images) == 4
-    assert (found.images[3] == data.decode(tmp_path / "p" / "3.png", 16, 3)).all()
+    good = [data.decode(tmp_path / "p" / f"{i}.png", 16, 3) for i in range(4)]
+    assert {image.tobytes() for image in found.images} == {image.tobytes() for image in good}
     named = " ".join(found.skipped)
     shown = capfd.readouterr().err
     for name in ("1_broken.jpg", "2_empty.png", "3_cut.png"):

@@ -21,16 +21,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
+from typing import IO, Any, Literal, TypeVar
 
 import docstring_parser
 import torch
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import restricted_number_type
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    pass
 
 HERE = Path(__file__).resolve().parent
 FORMAT = 1  # of the run folder and the picture cache; raised when a meaning in them changes
@@ -73,7 +70,7 @@ Precision = Literal["tf32", "fp32", "bf16"]
 
 WHERE = ("name", "resume", "runs_dir")  # settings that say where a run lies, not what it is
 # On resuming these may differ from the run's, as long as steps are left to do.
-MAY_DIFFER = ("data", "data_dir", "device", "graphs", "epochs", "max_steps")
+MAY_DIFFER = ("data", "data_dir", "device", "graphs", "epochs", "max_steps", "max_seconds")
 
 Config = TypeVar("Config")
 Step = Callable[[], dict[str, Tensor]]

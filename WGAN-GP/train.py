@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
@@ -59,6 +59,8 @@ class Config:
     """An epoch is len(images) // batch_size generator updates."""
     max_steps: NonNegativeInt = 0
     """Stop after so many generator updates, if the epochs do not end before; 0: no such limit."""
+    max_seconds: NonNegativeFloat = 0.0
+    """Stop after so many seconds of training; 0: no such limit."""
     data: str = "faces"
     """faces, mnist, fashion-mnist, cifar10, celeba, a folder of pictures or a zip of one."""
     data_dir: str = ""

@@ -101,7 +101,7 @@ class Run:
         self.images_per_step = batches_per_step * config.batch_size
         self.steps_per_epoch = len(pictures.images) // config.batch_size
         self.last_step = min(config.epochs * self.steps_per_epoch, config.max_steps or math.inf)
-        self.step, self.seconds, self.sums, self.summed = 0, 0.0, {}, 0
+        self.step, self.seconds, self.sums, self.summed, self.over = 0, 0.0, {}, 0, False
         self.generator_arguments = {
             "z_dim": config.z_dim,
             "image_size": config.image_size,
@@ -172,30 +172,31 @@ class Run:
             RunError: a loss or a weight is not finite.
             SystemExit: a signal asked to stop; the run is saved.
         """
-        due, last = self.config, self.last_step
-        self.bar = tqdm(total=last, initial=self.step, unit="step", disable=None)
+        due = self.config
+        self.bar = tqdm(total=self.last_step, initial=self.step, unit="step", disable=None)
         self.row_before = (self.step, self.seconds)
         self.line_before, hinted = 0.0, self.device.type != "cpu"
         with self.events, self.bar, stop_signals() as signals:
             if self.step == 0:
                 self.draw()
                 self.save()
-            while self.step < last and not signals:
+            while not self.over and not signals:
                 began = time.perf_counter()
                 yield self.step + 1
                 self.seconds += time.perf_counter() - began
                 self.step += 1
+                self.over = self.step == self.last_step or 0 < due.max_seconds <= self.seconds
                 self.bar.update()
-                if self.step == last or self.step % due.log_every == 0:
+                if self.over or self.step % due.log_every == 0:
                     self.log()
-                if self.step == last or self.step % due.frame_every == 0:
+                if self.over or self.step % due.frame_every == 0:
                     self.draw()
-                if self.step == last or self.step % due.checkpoint_every == 0 or signals:
+                if self.over or self.step % due.checkpoint_every == 0 or signals:
                     self.save()
                 if not hinted and self.seconds > 10:
                     hinted = True
                     self.hint()
-        if self.step < last:
+        if not self.over:
             resume = f"python {sys.argv[0]} --resume {self.path.name}"
             resume += f" --runs-dir {due.runs_dir}" if due.runs_dir else ""
             self.say(f"stopped     at step {self.step:,}, which is saved; to go on: {resume}")
@@ -235,7 +236,7 @@ class Run:
         self.bar.set_description(f"epoch {math.ceil(epoch)}/{self.config.epochs}", refresh=False)
         text = f"loss_d {losses['loss_d']:.3f}, loss_g {losses['loss_g']:.3f}, {speed:.0f} images/s"
         self.bar.set_postfix_str(text, refresh=False)
-        if self.step == self.last_step or time.monotonic() > self.line_before + 10:
+        if self.over or time.monotonic() > self.line_before + 10:
             self.line_before = time.monotonic()
             left = tqdm.format_interval(seconds / steps * (self.last_step - self.step))
             line = f"step {self.step}/{self.last_step}, {self.bar.desc}{text}, {left} left"
@@ -288,6 +289,10 @@ class Run:
         state = torch.load(self.path / "checkpoint.pt", map_location="cpu", weights_only=True)
         if state["step"] >= self.last_step:
             wrong.append(f"its {state['step']} steps are done; --epochs or --max-steps may grow")
+        if 0 < self.config.max_seconds <= state["seconds"]:
+            wrong.append(
+                f"its {self.config.max_seconds:g} seconds are over; --max-seconds may grow"
+            )
         if wrong:
             raise InputError(f"--resume {self.path.name}: {'; '.join(wrong)}")
         self.facts["started"] = before["started"]

@@ -16,19 +16,10 @@ SHARED_NETWORKS = {  # class or function of model.py: the folders where it is me
     "initialise": ("WGAN", "WGAN-GP"),
 }
 SHARED_FIELDS = [
-    *(
-        "data",
-        "data_dir",
-        "hold_out",
-        "image_size",
-        "channels",
-        "epochs",
-        "max_steps",
-        "batch_size",
-        "z_dim",
-    ),
-    *("g_width", "d_width", "lr", "seed", "device", "runs_dir", "name", "resume"),
-    *("precision", "graphs", "log_every", "frame_every", "checkpoint_every"),
+    *("data", "data_dir", "hold_out", "image_size", "channels", "epochs", "max_steps"),
+    *("max_seconds", "batch_size", "z_dim", "g_width", "d_width", "lr", "seed", "device"),
+    *("runs_dir", "name", "resume", "precision", "graphs"),
+    *("log_every", "frame_every", "checkpoint_every"),
 ]
 HELP_MAY_DIFFER = {"lr", "batch_size", "g_width", "d_width"}  # they name the paper's symbols
 

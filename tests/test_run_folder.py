@@ -194,6 +194,22 @@ def test_a_run_can_be_extended(tiny):
     assert json.loads((part / "parameters.json").read_text())["max_steps"] == 6
 
 
+def test_a_run_ends_when_its_time_is_over_and_can_get_more(tiny, monkeypatch):
+    files = load("WGAN")
+    now = iter(range(10**6))  # each look at the clock finds it a second on
+    monkeypatch.setattr(files.run_folder.time, "perf_counter", lambda: next(now))
+    config = tiny(files, name="run", max_steps=20, max_seconds=3.0, checkpoint_every=99)
+    run = files.train.train(config)
+    seconds = float(rows_of(run)[-1]["seconds"])
+    ended = int(rows_of(run)[-1]["step"])
+    assert 3 <= seconds <= 5 and 2 <= ended <= 3 and steps_of(run)[-1] == ended
+    assert json.loads((run / "run.json").read_text())["finished"]
+    with pytest.raises(files.utils.InputError, match="3 seconds are over"):
+        files.train.train(dataclasses.replace(config, name="", resume="run"))
+    files.train.train(dataclasses.replace(config, name="", resume="run", max_seconds=6.0))
+    assert steps_of(run)[-1] > ended
+
+
 def test_what_is_newer_than_the_checkpoint_or_cut_short_is_cut_off(tiny):
     files = load("DCGAN")
     run = files.train.train(tiny(files, name="run"))

@@ -24,6 +24,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
+from machine import process, processes
 from utils import FORMAT, HERE, Channels, InputError, RunError, write_aside
 
 # ---- Pictures ----
@@ -70,7 +71,7 @@ def load_pictures(
     """
     root = Path(data_dir) if data_dir else HERE / "data"
     items, count, facts = list_pictures(data, root, image_size)
-    needed = batch_size + hold_out
+    needed = batch_size * processes() + hold_out
     if count < needed:
         asked = f"--batch-size {batch_size}" + f" and --hold-out {hold_out}" * (hold_out > 0)
         raise InputError(f"--data {data}: {count} pictures are fewer than {asked}")
@@ -338,7 +339,8 @@ class Batches:
     """Endless minibatches: each pass shows every picture at most once, in a new order.
 
     The pictures that do not fill a last minibatch are left out of the pass. The
-    order depends on the seed alone, not on the device.
+    order depends on the seed alone, not on the device. Several processes share a pass:
+    together they see what one would with a minibatch as large as all of theirs.
 
     `draw` chooses minibatches and `next` hands them out. They are apart because a CUDA
     graph can hold the second, which touches nothing but the device, and not the first.
@@ -364,7 +366,9 @@ class Batches:
         """Draw a new order; remember the state that it was drawn from."""
         self.rng_at_start = self.rng.get_state()
         order = torch.randperm(len(self.images), generator=self.rng)
-        self.order = order.split(self.batch_size)[: len(order) // self.batch_size]
+        shares = order.split(self.batch_size)
+        whole = len(order) // self.batch_size // processes() * processes()
+        self.order = shares[process() : whole : processes()]
         self.taken = 0
 
     def draw(self, count: int) -> None:

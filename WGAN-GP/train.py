@@ -22,6 +22,7 @@ from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+import machine
 import utils
 from data import Batches, load_pictures
 from model import Critic, Generator
@@ -151,19 +152,18 @@ def generator_step(
 
 def train(config: Config) -> Path:
     """Run Algorithm 1 from the start or from a checkpoint, and return the run folder."""
-    device = utils.pick_device(config.device, config.seed, config.precision)
-    pictures = load_pictures(
-        *(config.data, config.data_dir, config.image_size, config.channels),
-        *(config.batch_size, config.hold_out),
-    )
+    device = machine.pick_device(config.device, config.seed, config.precision)
+    wanted = (config.data, config.data_dir, config.image_size, config.channels)
+    pictures = load_pictures(*wanted, config.batch_size, config.hold_out)
     channels = pictures.images.shape[3]
     generator = Generator(config.z_dim, config.image_size, channels, config.g_width)
     critic = Critic(config.image_size, channels, config.d_width)
-    utils.place(device, config.precision, generator, critic)
+    machine.place(device, config.precision, generator, critic)
     how = {"capturable": device.type == "cuda"}  # for the graph
     how |= {"betas": (config.beta1, config.beta2), "fused": True}
     generator_optimizer = Adam(generator.parameters(), config.lr, **how)
     critic_optimizer = Adam(critic.parameters(), config.lr, **how)
+    machine.average_gradients(generator_optimizer, critic_optimizer)
     batches = Batches(pictures.images, config.batch_size, device, config.seed)
     parts = {"generator": generator, "critic": critic, "batches": batches}
     parts |= {"generator_optimizer": generator_optimizer, "critic_optimizer": critic_optimizer}
@@ -177,7 +177,7 @@ def train(config: Config) -> Path:
         z = torch.randn(config.batch_size, config.z_dim, device=device)
         return losses | generator_step(critic, generator, generator_optimizer, z)
 
-    step = utils.graphed(step, device, config.graphs)
+    step = machine.graphed(step, device, config.graphs)
     for _ in run.steps():
         batches.draw(config.n_critic)
         run.record(step())

@@ -1,25 +1,24 @@
-"""What a model folder needs besides its paper and its pictures: settings, device, files.
+"""What a model folder needs besides its paper and its pictures: errors, settings, files.
 
 This file is the same, byte for byte, in every model folder; tests/test_copies.py holds it so.
 It knows no model: what says something about a paper stands in train.py.
 
-Sections, in order of first use: errors, settings, device, files, surroundings.
+Sections, in order of first use: errors, settings, files, surroundings.
 """
 
 import argparse
-import ctypes
 import itertools
 import json
 import math
 import os
-import platform
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
@@ -27,7 +26,6 @@ import docstring_parser
 import torch
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import restricted_number_type
-from torch import Tensor, nn
 
 HERE = Path(__file__).resolve().parent
 FORMAT = 1  # of the run folder and the picture cache; raised when a meaning in them changes
@@ -55,7 +53,10 @@ def plain_errors() -> Iterator[None]:
         code, line = 1, str(error)
     except KeyboardInterrupt:
         code, line = 128 + signal.SIGINT, "interrupted; what was saved before is kept"
-    print(f"{Path(sys.argv[0]).name}: error: {' '.join(line.split())}", file=sys.stderr)
+    process = os.environ.get("RANK", "0")  # of several that torchrun starts
+    if code != 2 or process == "0":  # their settings are the same
+        name = Path(sys.argv[0]).name + f", process {process}" * ("RANK" in os.environ)
+        print(f"{name}: error: {' '.join(line.split())}", file=sys.stderr)
     raise SystemExit(code)
 
 
@@ -73,7 +74,6 @@ WHERE = ("name", "resume", "runs_dir")  # settings that say where a run lies, no
 MAY_DIFFER = ("data", "data_dir", "device", "graphs", "epochs", "max_steps", "max_seconds")
 
 Config = TypeVar("Config")
-Step = Callable[[], dict[str, Tensor]]
 
 
 def parse_config(settings: type[Config], argv: list[str] | None = None) -> Config:
@@ -110,12 +110,15 @@ def parse_config(settings: type[Config], argv: list[str] | None = None) -> Confi
         parser.add_argument(flag, default=field.default, help=helps[field.name], **how)
 
     def parse(argv: list[str]) -> Config:
-        found = parser.parse_args(argv)
+        found, values = parser.parse_args(argv), {}
         for field in fields(settings):
             value = found[field.name]
             if value is None or (field.type is bool and not isinstance(value, bool)):
                 raise InputError(f"{field.name}: {value!r} is no value for it")
-        return settings(**{field.name: found[field.name] for field in fields(settings)})
+            # restricted types are classes of their own, which no checkpoint may hold
+            plain = next(kind for kind in (bool, int, float, str) if isinstance(value, kind))
+            values[field.name] = plain(value)
+        return settings(**values)
 
     # By itself the parser lets the last one win, so files go before flags.
     split = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -149,131 +152,44 @@ def settings_of(config: Any) -> dict[str, Any]:
     return {name: value for name, value in asdict(config).items() if name not in WHERE}
 
 
-# ---- Device ----
-
-
-def pick_device(name: str, seed: int, precision: Precision) -> torch.device:
-    """Find a device, set it up, and seed the random numbers that are drawn on it.
-
-    Args:
-        name: `auto`, or what torch calls it: `cpu`, `cuda`, `cuda:1`, `mps`.
-        seed: of weights, noise and interpolation; all of torch's generators take it.
-        precision: with `fp32` products are exact to 24 bits; else a GPU rounds factors to 11.
-
-    Raises:
-        InputError: there is no such device.
-    """
-    if name == "auto":
-        found = torch.accelerator.current_accelerator(check_available=True)
-        device = found or torch.device("cpu")
-    else:
-        try:
-            device = torch.device(name)
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(f"--device {name}: not to be had here ({reason})") from None
-    torch.manual_seed(seed)
-    torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
-    torch.backends.cudnn.allow_tf32 = precision != "fp32"
-    torch.backends.cudnn.benchmark = True  # shapes never change, so the search pays
-    if device.type == "cpu":
-        torch.set_flush_denormal(True)
-        keep_freed_memory()
-    return device
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what is freed: big gradients come and go at every step.
-
-    By itself it gives blocks of over 32 MB back to the system at once, and getting
-    them again costs a page fault for every 4 kB.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        mallopt = ctypes.CDLL(None).mallopt
-        for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-            mallopt(option, 2**31 - 1)
-        mallopt(-2, 2**28)  # M_TOP_PAD
-
-
-def place(device: torch.device, precision: Precision, *networks: nn.Module) -> None:
-    """Move networks to a device, in the memory layout and the precision that they run in.
-
-    With `bf16` layers compute in bfloat16 where autocast holds that safe. What a network
-    returns is float32, and so is all of it for an input that asks for its own gradient,
-    as the x_hat of a gradient penalty does.
-    """
-
-    def lowered(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        def lower(x: Tensor) -> Tensor:
-            exact = x.is_leaf and x.requires_grad
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=not exact):
-                return forward(x).float()
-
-        return lower
-
-    # what tensor cores take, and a little faster on CPUs too; on Apple's GPUs far slower
-    layout = torch.preserve_format if device.type == "mps" else torch.channels_last
-    for network in networks:
-        network.to(device, memory_format=layout)
-        if precision == "bf16":
-            network.forward = lowered(network.forward)
-
-
-def graphed(step: Step, device: torch.device, enabled: bool) -> Step:
-    """Record a training step as one CUDA graph and replay it: one launch instead of thousands.
-
-    Where there is no CUDA, or `enabled` is false, the step is returned as it is. Recorded or
-    not it does the same, as long as it touches the device alone and every tensor that
-    it reads from outside stays in its place.
-    """
-    if device.type != "cuda" or not enabled:
-        return step
-    stream, graph, calls = torch.cuda.Stream(device), torch.cuda.CUDAGraph(), itertools.count()
-    losses: dict[str, Tensor] = {}
-
-    def replayed() -> dict[str, Tensor]:
-        call = next(calls)
-        if call < 3:  # as it is: cuDNN looks for kernels, optimisers make their state
-            stream.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(stream):
-                losses.update(step())
-            torch.cuda.current_stream(device).wait_stream(stream)
-            return losses
-        if call == 3:  # recording runs nothing
-            with torch.cuda.graph(graph, stream=stream):
-                losses.update(step())
-        graph.replay()
-        return losses
-
-    return replayed
-
-
-def describe(device: torch.device, asked: str) -> str:
-    """Name a device as its maker does, and say why it was taken."""
-    if device.type == "cuda":
-        kind = torch.cuda.get_device_name(device)
-    else:
-        kind = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-    why = "the fastest that torch finds here" if asked == "auto" else f"--device {asked}"
-    return f"{device} ({kind}), {why}"
-
-
 # ---- Files ----
 
 
 @contextmanager
-def write_aside(path: Path) -> Iterator[IO[bytes]]:
-    """Write a file under another name; rename it once it is whole and on the disk."""
+def write_aside(path: Path, keep: Path | None = None) -> Iterator[IO[bytes]]:
+    """Write a file under another name; rename it once it is whole and on the disk.
+
+    What had its name before is renamed to `keep`, if that is given.
+
+    Raises:
+        RunError: it cannot be written; what had its name before is still there.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(aside, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if keep and path.exists():
+            os.replace(path, keep)
         os.replace(aside, path)
+        with suppress(OSError):  # some file systems cannot
+            sync(path.parent)
+    except OSError as error:
+        raise RunError(f"{path} cannot be written ({error.strerror or error})") from None
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """See to it that a file, or the names in a folder, are on the disk and outlive a power cut."""
+    if os.name == "posix":
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 def read_json(path: Path) -> Any:
@@ -292,6 +208,27 @@ def runs_folder(runs_dir: str) -> Path:
     return Path(runs_dir) if runs_dir else HERE / "tensorboard" / "runs"
 
 
+def new_run(runs_dir: str, name: str) -> Path:
+    """Make the folder of a run, named by date and time unless it is given a name.
+
+    Raises:
+        InputError: the name is taken, or is none.
+    """
+    if name in ("latest", "..") or Path(name).name != name:
+        raise InputError(f"--name {name}: not a name that a run folder can have")
+    stem = name or f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    for suffix in itertools.chain([""], (f"_{n}" for n in itertools.count(2))):
+        run = runs_folder(runs_dir) / (stem + suffix)
+        try:
+            run.mkdir(parents=True)
+            (run / "frames").mkdir()
+        except FileExistsError:
+            if name:
+                raise InputError(f"--name {name}: {run} exists; --resume goes on with it") from None
+        else:
+            return run
+
+
 def find_run(runs_dir: str, name: str) -> Path:
     """Find the folder of a run by its name; `latest` is the one that was started last.
 
@@ -300,13 +237,13 @@ def find_run(runs_dir: str, name: str) -> Path:
     """
     folder = runs_folder(runs_dir)
     if name == "latest":
-        runs = [file.parent for file in folder.glob("*/checkpoint.pt")]
+        runs = {file.parent for file in folder.glob("*/checkpoint*.pt")}
         started = {run: read_json(run / "run.json")["started"] for run in runs}
         if not started:
             raise InputError(f"--resume: there is no run to go on with in {folder}")
         name = max(started, key=started.get).name
-    for file in ("run.json", "parameters.json", "checkpoint.pt"):
-        if not (folder / name / file).is_file():
+    for file in ("run.json", "parameters.json", "checkpoint*.pt"):
+        if not any((folder / name).glob(file)):
             raise InputError(f"--resume {name}: {folder / name} is no run, it has no {file}")
     return folder / name
 

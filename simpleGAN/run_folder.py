@@ -8,12 +8,11 @@ This file is the same, byte for byte, in every model folder; tests/test_copies.p
     metrics.csv            step, epoch, images, seconds, loss_d, loss_g, and the model's own
     train.log              what the terminal showed, without the bar
     frames/000000.png ...  what the same noise becomes, one picture for a step
-    checkpoint.pt          all that resuming needs
+    checkpoint.pt          all that resuming needs; checkpoint.before.pt is the one before
     generator.safetensors  weights, and how to build the generator that they belong to
 """
 
 import csv
-import itertools
 import json
 import math
 import os
@@ -21,55 +20,40 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import safetensors.torch
 import torch
+from filelock import FileLock, Timeout
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from data import Pictures
+from machine import describe, gather, greatest, leave_processes, process, processes
 from utils import (
     FORMAT,
     HERE,
     MAY_DIFFER,
     InputError,
     RunError,
-    describe,
     find_run,
     git_commit,
+    new_run,
     read_json,
-    runs_folder,
     settings_of,
     stop_signals,
+    sync,
     write_aside,
     write_json,
 )
 
-
-def new_run(runs_dir: str, name: str) -> Path:
-    """Make the folder of a run, named by date and time unless it is given a name.
-
-    Raises:
-        InputError: the name is taken, or is none.
-    """
-    if name in ("latest", "..") or Path(name).name != name:
-        raise InputError(f"--name {name}: not a name that a run folder can have")
-    stem = name or f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
-    for suffix in itertools.chain([""], (f"_{n}" for n in itertools.count(2))):
-        run = runs_folder(runs_dir) / (stem + suffix)
-        try:
-            run.mkdir(parents=True)
-            (run / "frames").mkdir()
-        except FileExistsError:
-            if name:
-                raise InputError(f"--name {name}: {run} exists; --resume goes on with it") from None
-        else:
-            return run
+BEFORE = "checkpoint.before.pt"  # what checkpoint.pt was, in case that is damaged
 
 
 class Run:
@@ -98,8 +82,11 @@ class Run:
         **parts: Any,
     ) -> None:
         self.config, self.device, self.parts = config, device, parts
-        self.images_per_step = batches_per_step * config.batch_size
-        self.steps_per_epoch = len(pictures.images) // config.batch_size
+        self.cache = pictures.cache
+        self.first = process() == 0  # of several processes only one writes
+        batch = config.batch_size * processes()
+        self.images_per_step = batches_per_step * batch
+        self.steps_per_epoch = len(pictures.images) // batch
         self.last_step = min(config.epochs * self.steps_per_epoch, config.max_steps or math.inf)
         self.step, self.seconds, self.sums, self.summed, self.over = 0, 0.0, {}, 0, False
         self.generator_arguments = {
@@ -118,6 +105,7 @@ class Run:
             "started": datetime.now().isoformat(),
             "finished": None,
             "device": describe(device, config.device),
+            "processes": processes(),
             "python": platform.python_version(),
             "torch": torch.__version__,
             "git_commit": git_commit(),
@@ -127,15 +115,32 @@ class Run:
         if config.resume:
             self.path = find_run(config.runs_dir, config.resume)
             self.restore()
-        else:
+        elif self.first:
             self.path = new_run(config.runs_dir, config.name)
-        cache, here = pictures.cache.resolve(), self.path.resolve()
+        self.path = gather(getattr(self, "path", None))[0]
+        self.open = ExitStack()  # what is closed at the end
+        if self.first:
+            self.occupy()
+            self.introduce(pictures)
+            self.open_events(pictures)
+
+    def occupy(self) -> None:
+        """Keep other trainings out of the folder, cut it off at this step, write the settings.
+
+        Raises:
+            InputError: another training is going on in it.
+        """
+        try:
+            self.open.enter_context(FileLock(self.path / ".lock", timeout=0))
+        except Timeout:
+            raise InputError(f"another training is going on in {self.path}") from None
+        if self.config.resume:
+            cut_off(self.path, self.step)
+        cache, here = self.cache.resolve(), self.path.resolve()
         same_drive = cache.drive == here.drive  # Windows knows no way from one to another
         self.facts["cache"] = os.path.relpath(cache, here) if same_drive else str(cache)
-        write_json(self.path / "parameters.json", settings_of(config))
+        write_json(self.path / "parameters.json", settings_of(self.config))
         write_json(self.path / "run.json", self.facts)
-        self.introduce(pictures)
-        self.open_events(pictures)
 
     def introduce(self, pictures: Pictures) -> None:
         """Say in a few lines what is trained, on what, and where it goes."""
@@ -158,7 +163,7 @@ class Run:
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
 
-        self.events = SummaryWriter(self.path)
+        self.events = self.open.enter_context(SummaryWriter(self.path))
         if self.step == 0:
             for summary in hparams(settings_of(self.config), {"loss_d": 0, "loss_g": 0}):
                 self.events.file_writer.add_summary(summary)
@@ -169,42 +174,56 @@ class Run:
         """Yield the number of each step that is still to do; look after the run in between.
 
         Raises:
-            RunError: a loss or a weight is not finite.
+            RunError: a loss or a weight is not finite, or a file cannot be written.
             SystemExit: a signal asked to stop; the run is saved.
         """
-        due = self.config
-        self.bar = tqdm(total=self.last_step, initial=self.step, unit="step", disable=None)
+        due, stop = self.config, 0.0
+        hidden = None if self.first else True  # None: shown if there is a terminal
+        self.bar = tqdm(total=self.last_step, initial=self.step, unit="step", disable=hidden)
         self.row_before = (self.step, self.seconds)
         self.line_before, hinted = 0.0, self.device.type != "cpu"
-        with self.events, self.bar, stop_signals() as signals:
+        with self.open, self.bar, stop_signals() as signals:
             if self.step == 0:
                 self.draw()
                 self.save()
-            while not self.over and not signals:
+            while not self.over and not stop:
                 began = time.perf_counter()
                 yield self.step + 1
                 self.seconds += time.perf_counter() - began
                 self.step += 1
-                self.over = self.step == self.last_step or 0 < due.max_seconds <= self.seconds
                 self.bar.update()
+                # all processes end at the same step
+                stop, self.seconds = greatest(max(signals, default=0), self.seconds)
+                self.over = self.step == self.last_step or 0 < due.max_seconds <= self.seconds
                 if self.over or self.step % due.log_every == 0:
                     self.log()
                 if self.over or self.step % due.frame_every == 0:
                     self.draw()
-                if self.over or self.step % due.checkpoint_every == 0 or signals:
+                if self.over or self.step % due.checkpoint_every == 0 or stop:
                     self.save()
                 if not hinted and self.seconds > 10:
                     hinted = True
                     self.hint()
+            self.end(int(stop))
+
+    def end(self, signal: int) -> None:
+        """Say how the training ended, and how to go on with one that was stopped.
+
+        Raises:
+            SystemExit: it was stopped.
+        """
         if not self.over:
             resume = f"python {sys.argv[0]} --resume {self.path.name}"
-            resume += f" --runs-dir {due.runs_dir}" if due.runs_dir else ""
+            resume += f" --runs-dir {self.config.runs_dir}" if self.config.runs_dir else ""
             self.say(f"stopped     at step {self.step:,}, which is saved; to go on: {resume}")
-            raise SystemExit(128 + signals[0])
+            leave_processes()
+            raise SystemExit(128 + signal)
         self.facts["finished"] = datetime.now().isoformat()
-        write_json(self.path / "run.json", self.facts)
+        if self.first:
+            write_json(self.path / "run.json", self.facts)
         took = tqdm.format_interval(self.seconds)
         self.say(f"finished    {self.step:,} steps in {took} of training: {self.path}")
+        leave_processes()
 
     def record(self, losses: dict[str, Tensor]) -> None:
         """Add the scalars of one step to the sums behind the next row, without waiting for them."""
@@ -217,6 +236,8 @@ class Run:
         began = time.perf_counter()
         means = {name: float(total / self.summed) for name, total in self.sums.items()}
         self.seconds += time.perf_counter() - began  # a GPU finishes its steps here
+        of_all = gather(means)  # what each process has seen
+        means = {name: sum(one[name] for one in of_all) / len(of_all) for name in means}
         self.check_finite(means)
         steps, seconds = self.step - self.row_before[0], self.seconds - self.row_before[1]
         speed = steps * self.images_per_step / max(seconds, 1e-9)
@@ -226,6 +247,8 @@ class Run:
         row = {"step": self.step, "epoch": round(epoch, 4)}
         row |= {"images": self.step * self.images_per_step, "seconds": round(self.seconds, 3)}
         row |= losses
+        if not self.first:
+            return
         with open(self.path / "metrics.csv", "a", newline="") as file:
             table = csv.DictWriter(file, row, lineterminator="\n")
             if file.tell() == 0:
@@ -244,6 +267,8 @@ class Run:
 
     def draw(self) -> None:
         """Save an 8x8 grid of what the generator makes of `fixed_z`, in eval mode."""
+        if not self.first:
+            return
         generator = self.parts["generator"].eval()
         with torch.no_grad():
             images = generator(self.fixed_z)
@@ -261,20 +286,58 @@ class Run:
             self.check_finite({f"{name}.{key}": t.sum() for key, t in state[name].items()})
         about = {"format": FORMAT, "model": HERE.name, "step": self.step}
         about["arguments"] = self.generator_arguments
+        state |= {"step": self.step, "seconds": self.seconds}
+        # each process has its own noise, and its own sums
+        state["own"] = gather(self.own_state())
+        if not self.first:
+            return
         weights = {key: value.cpu().contiguous() for key, value in state["generator"].items()}
-        state |= {"step": self.step, "seconds": self.seconds, "rng": torch.get_rng_state()}
-        state |= {"sums": self.sums, "summed": self.summed}
-        if self.device.type == "cuda":
-            state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
         self.events.flush()
+        for path in (self.path / "metrics.csv", *self.path.glob("events.*")):
+            if path.exists():
+                sync(path)
         with write_aside(self.path / "generator.safetensors") as file:
             # one key: the order of several would change from run to run
             file.write(safetensors.torch.save(weights, {"about": json.dumps(about)}))
-        with write_aside(self.path / "checkpoint.pt") as file:
+        with write_aside(self.path / "checkpoint.pt", keep=self.path / BEFORE) as file:
             torch.save(state, file)
 
+    def own_state(self) -> dict[str, Any]:
+        """Return what differs from process to process: random numbers, and sums of losses."""
+        own = {"rng": torch.get_rng_state(), "summed": self.summed}
+        own["sums"] = {name: total.cpu() for name, total in self.sums.items()}
+        if self.device.type == "cuda":
+            own["cuda_rng"] = torch.cuda.get_rng_state(self.device)
+        return own
+
+    def load(self) -> dict[str, Any]:
+        """Read checkpoint.pt, or the one before if that is damaged.
+
+        Raises:
+            RunError: both are.
+        """
+        reasons = []
+        for path in (self.path / "checkpoint.pt", self.path / BEFORE):
+            try:
+                with ZipFile(path) as archive:  # which is what torch.save writes
+                    damaged = archive.testzip()  # a CRC-32 for each tensor
+                if damaged:
+                    raise BadZipFile(f"{damaged} in it is damaged")
+                state = torch.load(path, map_location="cpu", weights_only=True)
+                if reasons:
+                    self.say(f"checkpoint  {'; '.join(reasons)}; taking the one before it")
+                return state
+            except Exception as error:  # what a damaged file raises can be nearly anything
+                reasons.append(f"{path.name}: {' '.join(str(error).split())}")
+        raise RunError(f"no checkpoint in {self.path} can be read: {'; '.join(reasons)}")
+
     def restore(self) -> None:
-        """Go back to the checkpoint, and cut off what was written after it."""
+        """Go back to the checkpoint.
+
+        Raises:
+            InputError: the settings are not those of the run, or nothing is left to do.
+            RunError: no checkpoint can be read.
+        """
         before = read_json(self.path / "run.json")
         saved = read_json(self.path / "parameters.json")
         wrong = [
@@ -286,7 +349,10 @@ class Run:
             wrong.append(f"it has format {before['format']}, this program writes {FORMAT}")
         if before["pictures"] != self.facts["pictures"]:
             wrong.append("the pictures are not those it was trained on")
-        state = torch.load(self.path / "checkpoint.pt", map_location="cpu", weights_only=True)
+        was = before.get("processes", 1)
+        if was != processes():
+            wrong.append(f"it was trained by {was} processes and now there are {processes()}")
+        state = self.load()
         if state["step"] >= self.last_step:
             wrong.append(f"its {state['step']} steps are done; --epochs or --max-steps may grow")
         if 0 < self.config.max_seconds <= state["seconds"]:
@@ -302,20 +368,25 @@ class Run:
             ):
                 saved["capturable"] = own["capturable"]  # goes with the device, not with the run
             part.load_state_dict(state[name])
-        self.step, self.seconds, self.summed = state["step"], state["seconds"], state["summed"]
-        self.sums = {name: total.to(self.device) for name, total in state["sums"].items()}
-        torch.set_rng_state(state["rng"])
-        if self.device.type == "cuda" and "cuda_rng" in state:
-            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
-        cut_off(self.path, self.step)
+        self.step, self.seconds = state["step"], state["seconds"]
+        own = state["own"][process()]
+        self.summed = own["summed"]
+        self.sums = {name: total.to(self.device) for name, total in own["sums"].items()}
+        torch.set_rng_state(own["rng"])
+        if self.device.type == "cuda" and "cuda_rng" in own:
+            torch.cuda.set_rng_state(own["cuda_rng"], self.device)
 
     def check_finite(self, values: dict[str, Any]) -> None:
         """Stop a run that has diverged while its last checkpoint is still good."""
         for name, value in values.items():
             if not math.isfinite(value):
+                since = self.row_before[0] + 1
+                steps = f"between steps {since} and" if since < self.step else "at step"
+                exact = ", or --precision fp32" if self.config.precision == "bf16" else ""
                 raise RunError(
-                    f"{name} is {float(value)} at step {self.step}: the training has diverged. The "
-                    f"last checkpoint in {self.path} is kept; a smaller --lr may help"
+                    f"{name} is {float(value)} {steps} {self.step}: the training has diverged. "
+                    f"The last checkpoint in {self.path} is kept. A new run with an --lr smaller "
+                    f"than {self.config.lr:g} may do better{exact}"
                 )
 
     def hint(self) -> None:
@@ -327,6 +398,8 @@ class Run:
 
     def say(self, line: str, terminal: bool = True) -> None:
         """Print a line above the bar, and keep it in train.log."""
+        if not self.first:
+            return
         if terminal:
             tqdm.write(line)
         with open(self.path / "train.log", "a") as file:

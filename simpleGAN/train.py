@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 from torch.optim import Adam, Optimizer
 
+import machine
 import utils
 from data import Batches, load_pictures
 from model import Discriminator, Generator
@@ -144,19 +145,18 @@ def generator_step(
 
 def train(config: Config) -> Path:
     """Run Algorithm 1 from the start or from a checkpoint, and return the run folder."""
-    device = utils.pick_device(config.device, config.seed, config.precision)
-    pictures = load_pictures(
-        *(config.data, config.data_dir, config.image_size, config.channels),
-        *(config.batch_size, config.hold_out),
-    )
+    device = machine.pick_device(config.device, config.seed, config.precision)
+    wanted = (config.data, config.data_dir, config.image_size, config.channels)
+    pictures = load_pictures(*wanted, config.batch_size, config.hold_out)
     channels = pictures.images.shape[3]
     generator = Generator(config.z_dim, config.image_size, channels, config.g_width)
     discriminator = Discriminator(config.image_size, channels, config.d_width, config.dropout)
-    utils.place(device, config.precision, generator, discriminator)
+    machine.place(device, config.precision, generator, discriminator)
     how = {"capturable": device.type == "cuda"}  # for the graph
     how |= {"betas": (config.beta1, config.beta2), "fused": True}
     generator_optimizer = Adam(generator.parameters(), config.lr, **how)
     discriminator_optimizer = Adam(discriminator.parameters(), config.lr, **how)
+    machine.average_gradients(generator_optimizer, discriminator_optimizer)
     batches = Batches(pictures.images, config.batch_size, device, config.seed)
     parts = {"generator": generator, "discriminator": discriminator, "batches": batches}
     parts |= {
@@ -177,7 +177,7 @@ def train(config: Config) -> Path:
             discriminator, generator, generator_optimizer, z, config.minimax
         )
 
-    step = utils.graphed(step, device, config.graphs)
+    step = machine.graphed(step, device, config.graphs)
     for _ in run.steps():
         batches.draw(config.k)
         run.record(step())

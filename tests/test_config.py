@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict
 
 import pytest
+import torch
 from conftest import FOLDERS, TOP, load
 
 
@@ -142,3 +143,20 @@ def test_yes_and_no_are_flags_and_json_booleans(settings_file):
     config = parse(files, "--config", settings_file({"graphs": False, "minimax": True}))
     assert (config.graphs, config.minimax) == (False, True)
     assert "graphs" in refusal(files, "--config", settings_file({"graphs": "maybe"}))
+
+
+def test_values_are_plain(files):
+    config = files.utils.parse_config(
+        files.train.Config, ["--lr", "1e-3", "--seed", "7", "--no-graphs", "--config", "quick.json"]
+    )
+    assert {type(value) for value in vars(config).values()} == {bool, int, float, str}
+
+
+def test_a_run_with_flags_can_be_resumed(files, tmp_path, data_dir):
+    flags = ["--config", "quick.json", "--lr", "3e-4", "--image-size", "16", "--batch-size", "8"]
+    flags += ["--g-width", "4", "--d-width", "4", "--device", "cpu", "--data-dir", data_dir]
+    flags += ["--runs-dir", str(tmp_path), "--name", "run"]
+    for more in (["--max-steps", "2"], ["--max-steps", "3", "--resume", "run"]):
+        config = files.utils.parse_config(files.train.Config, [*flags, *more])
+        run = files.train.train(config)
+    assert torch.load(run / "checkpoint.pt", weights_only=True)["step"] == 3

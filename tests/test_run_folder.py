@@ -49,7 +49,8 @@ def test_a_run_holds_what_the_design_says(files, tiny):
     assert run.name == "run"
     names = {path.name.split(".")[0] for path in run.iterdir()}
     assert names == {
-        *("parameters", "run", "events", "metrics", "train", "frames", "checkpoint", "generator")
+        *("parameters", "run", "events", "metrics", "train", "frames", "checkpoint", "generator"),
+        "",  # .lock
     }
     # facts
     facts = json.loads((run / "run.json").read_text())
@@ -169,6 +170,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(files, tiny, monkeypatc
         assert (whole / name).read_bytes() == (killed / name).read_bytes()
     a, b = (torch.load(run / "checkpoint.pt", weights_only=True) for run in (whole, killed))
     del a["seconds"], b["seconds"]
+    assert (killed / "checkpoint.before.pt").exists()
     torch.testing.assert_close(a, b, rtol=0, atol=0)
     assert without_times(whole) == without_times(killed)
     assert steps_of(whole) == steps_of(killed) == list(range(10))
@@ -286,7 +288,7 @@ def test_names_are_taken_once(tiny):
 
 
 def test_runs_without_a_name_never_collide(tiny, monkeypatch):
-    utils = load("DCGAN").run_folder
+    utils = load("DCGAN").utils
     made = {utils.new_run(tiny(load("DCGAN")).runs_dir, "") for _ in range(5)}
     assert len(made) == 5
 
@@ -350,4 +352,4 @@ def test_saving_replaces_files_whole_or_not_at_all(tmp_path):
 def test_nothing_is_pickled_that_runs_code(files, tiny):
     run = files.train.train(tiny(files))
     state = torch.load(run / "checkpoint.pt", weights_only=True)
-    assert state["step"] == 4 and set(state) >= {"generator", "batches", "rng", "sums"}
+    assert state["step"] == 4 and set(state) >= {"generator", "batches", "own"}

@@ -20,8 +20,8 @@ def test_without_cuda_the_step_is_run_as_it_is(files, enabled):
     def step():
         return {}
 
-    assert files.utils.graphed(step, torch.device("cpu"), enabled) is step
-    assert files.utils.graphed(step, torch.device("mps"), enabled) is step
+    assert files.machine.graphed(step, torch.device("cpu"), enabled) is step
+    assert files.machine.graphed(step, torch.device("mps"), enabled) is step
 
 
 @needs_cuda
@@ -54,13 +54,13 @@ def test_graphs_change_nothing_on_a_cpu(files, tiny, graphs):
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_bf16_is_near_and_keeps_losses_in_float32(folder, tiny):
     files = load(folder)
-    exact = files.train.train(tiny(files, precision="fp32", log_every=1, max_steps=2))
-    lower = files.train.train(tiny(files, precision="bf16", log_every=1, max_steps=2))
+    exact = files.train.train(tiny(files, precision="fp32", max_steps=2))
+    lower = files.train.train(tiny(files, precision="bf16", max_steps=2, checkpoint_every=1))
     for name in ("loss_d", "loss_g"):
         one, other = (float(rows_of(run)[0][name]) for run in (exact, lower))
         assert other == pytest.approx(one, rel=0.2, abs=0.05) and other != one
-    state = torch.load(lower / "checkpoint.pt", weights_only=True)
-    assert {t.dtype for t in state["sums"].values()} <= {torch.float32}
+    state = torch.load(lower / "checkpoint.before.pt", weights_only=True)
+    assert {t.dtype for t in state["own"][0]["sums"].values()} == {torch.float32}
     assert {t.dtype for t in state["generator"].values()} <= {torch.float32, torch.int64}
 
 
@@ -69,8 +69,8 @@ def test_bf16_leaves_the_gradient_penalty_in_float32():
     torch.manual_seed(0)
     critic, plain = make_critic(files, 16, 3, 8), make_critic(files, 16, 3, 8)
     plain.load_state_dict(critic.state_dict())
-    files.utils.place(torch.device("cpu"), "bf16", critic)
-    files.utils.place(torch.device("cpu"), "fp32", plain)
+    files.machine.place(torch.device("cpu"), "bf16", critic)
+    files.machine.place(torch.device("cpu"), "fp32", plain)
     real, fake = torch.rand(2, 8, 3, 16, 16) * 2 - 1
     with torch.no_grad():
         assert not torch.equal(critic(real), plain(real)) and critic(real).dtype == torch.float32
@@ -82,11 +82,11 @@ def test_bf16_leaves_the_gradient_penalty_in_float32():
 
 
 def test_precision_sets_what_a_gpu_may_round():
-    utils = load("DCGAN").utils
-    utils.pick_device("cpu", 0, "fp32")
+    machine = load("DCGAN").machine
+    machine.pick_device("cpu", 0, "fp32")
     assert torch.get_float32_matmul_precision() == "highest"
     assert not torch.backends.cudnn.allow_tf32
-    utils.pick_device("cpu", 0, "tf32")
+    machine.pick_device("cpu", 0, "tf32")
     assert torch.get_float32_matmul_precision() == "high"
     assert torch.backends.cudnn.allow_tf32
 

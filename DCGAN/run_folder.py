@@ -51,6 +51,7 @@ from utils import (
     sync,
     write_aside,
     write_json,
+    writing,
 )
 
 BEFORE = "checkpoint.before.pt"  # what checkpoint.pt was, in case that is damaged
@@ -120,9 +121,10 @@ class Run:
         self.path = gather(getattr(self, "path", None))[0]
         self.open = ExitStack()  # what is closed at the end
         if self.first:
-            self.occupy()
-            self.introduce(pictures)
-            self.open_events(pictures)
+            with writing(self.path):
+                self.occupy()
+                self.introduce(pictures)
+                self.open_events(pictures)
 
     def occupy(self) -> None:
         """Keep other trainings out of the folder, cut it off at this step, write the settings.
@@ -182,7 +184,7 @@ class Run:
         self.bar = tqdm(total=self.last_step, initial=self.step, unit="step", disable=hidden)
         self.row_before = (self.step, self.seconds)
         self.line_before, hinted = 0.0, self.device.type != "cpu"
-        with self.open, self.bar, stop_signals() as signals:
+        with writing(self.path), self.open, self.bar, stop_signals() as signals:
             if self.step == 0:
                 self.draw()
                 self.save()
@@ -412,6 +414,8 @@ def cut_off(run: Path, step: int) -> None:
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
 
+    for aside in (*run.glob(".*.[0-9]*"), *run.glob("frames/.*.[0-9]*")):
+        aside.unlink()  # a process was killed while it wrote
     if (run / "metrics.csv").exists():
         lines = (run / "metrics.csv").read_text().splitlines(keepends=True)
         header, *rows = [line for line in lines if line.endswith("\n")] or [""]

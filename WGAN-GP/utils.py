@@ -44,6 +44,9 @@ class RunError(Exception):
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """End the program with one line and an exit code where a traceback would help nobody."""
+    show = threading.excepthook
+    # TensorBoard writes in a thread, whose errors come up here as well
+    threading.excepthook = lambda e: None if issubclass(e.exc_type, OSError) else show(e)
     try:
         yield
         return
@@ -156,6 +159,18 @@ def settings_of(config: Any) -> dict[str, Any]:
 
 
 @contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name the file or folder that could not be written."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise RunError(
+            f"{path} cannot be written ({reason}); what was saved before is kept"
+        ) from None
+
+
+@contextmanager
 def write_aside(path: Path, keep: Path | None = None) -> Iterator[IO[bytes]]:
     """Write a file under another name; rename it once it is whole and on the disk.
 
@@ -166,17 +181,16 @@ def write_aside(path: Path, keep: Path | None = None) -> Iterator[IO[bytes]]:
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(aside, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if keep and path.exists():
-            os.replace(path, keep)
-        os.replace(aside, path)
-        with suppress(OSError):  # some file systems cannot
-            sync(path.parent)
-    except OSError as error:
-        raise RunError(f"{path} cannot be written ({error.strerror or error})") from None
+        with writing(path):
+            with open(aside, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            if keep and path.exists():
+                os.replace(path, keep)
+            os.replace(aside, path)
+            with suppress(OSError):  # some file systems cannot
+                sync(path.parent)
     finally:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
@@ -253,13 +267,14 @@ def find_run(runs_dir: str, name: str) -> Path:
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collect the first request to stop, so that a step can finish; a second one interrupts."""
+    """Collect the first request to stop, so that a step can finish; a second one ends at once."""
     received: list[int] = []
 
     def receive(number: int, _: Any) -> None:
         received.append(number)
-        if len(received) > 1:
-            raise KeyboardInterrupt
+        if len(received) > 1:  # an exception here could leave a lock of another thread held
+            os.write(2, b"\nended at once; what was saved before is kept\n")
+            os._exit(128 + number)
 
     before = {}
     if threading.current_thread() is threading.main_thread():  # no other thread may set handlers

@@ -27,10 +27,10 @@ from typing import Any
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
-import safetensors.torch
 import torch
 from filelock import FileLock, Timeout
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -299,8 +299,9 @@ class Run:
             if path.exists():
                 sync(path)
         with write_aside(self.path / "generator.safetensors") as file:
-            # one key: the order of several would change from run to run
-            file.write(safetensors.torch.save(weights, {"about": json.dumps(about)}))
+            # by its name, which copies nothing; one key, for the order of several would change
+            save_file(weights, file.name, {"about": json.dumps(about)})
+            sync(Path(file.name))
         with write_aside(self.path / "checkpoint.pt", keep=self.path / BEFORE) as file:
             torch.save(state, file)
 
@@ -414,7 +415,7 @@ def cut_off(run: Path, step: int) -> None:
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
 
-    for aside in (*run.glob(".*.[0-9]*"), *run.glob("frames/.*.[0-9]*")):
+    for aside in (*run.glob(".*.[0-9]*"), *run.glob("frames/.*.[0-9]*"), *run.glob(".tmp*")):
         aside.unlink()  # a process was killed while it wrote
     if (run / "metrics.csv").exists():
         lines = (run / "metrics.csv").read_text().splitlines(keepends=True)

@@ -26,6 +26,7 @@ import docstring_parser
 import torch
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import restricted_number_type
+from safetensors import SafetensorError
 
 HERE = Path(__file__).resolve().parent
 FORMAT = 1  # of the run folder and the picture cache; raised when a meaning in them changes
@@ -163,8 +164,8 @@ def writing(path: Path) -> Iterator[None]:
     """Name the file or folder that could not be written."""
     try:
         yield
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise RunError(
             f"{path} cannot be written ({reason}); what was saved before is kept"
         ) from None

@@ -164,6 +164,7 @@ def ours(model: str, pictures: str, device: str, orders: Connection) -> None:
             for _ in rounds(orders, device):
                 self.step += 1
                 yield self.step
+            found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
             with recorded() as operations:  # one more step, written down
                 yield self.step
             orders.send(time_alone(operations, device))
@@ -182,9 +183,8 @@ def ours(model: str, pictures: str, device: str, orders: Connection) -> None:
         weights = sum(
             tensor.nbytes for part in run.parts.values() for tensor in tensors_in(part.state_dict())
         )
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         images = run.parts["batches"].images.nbytes
-        orders.send({"peak": peak, "images": images, "state": weights})
+        orders.send({"peak": found["peak"], "images": images, "state": weights})
 
 
 def tensors_in(state) -> Iterator:

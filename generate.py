@@ -22,7 +22,7 @@ from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import ZipFile, ZipInfo
+from zipfile import ZipFile
 
 import numpy as np
 from PIL import Image
@@ -262,12 +262,12 @@ def each_file(folder: Path, count: int) -> Iterator[Sink]:
 def npz_file(path: Path, shape: tuple, facts: dict[str, Any]) -> Iterator[Sink]:
     """Write pictures as one array, `images`, without holding it; and facts beside it."""
     with write_aside(path) as file, ZipFile(file, "w") as archive:
-        with archive.open(ZipInfo("images.npy"), "w", force_zip64=True) as member:
+        with archive.open("images.npy", "w", force_zip64=True) as member:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(member, header)
             yield lambda images: member.write(images.data)
         for name, value in facts.items():
-            with archive.open(ZipInfo(f"{name}.npy"), "w") as member:
+            with archive.open(f"{name}.npy", "w") as member:
                 np.lib.format.write_array(member, np.array(value))
     print(f"wrote {path}: images {shape}, {path.stat().st_size / 1e6:,.1f} MB")
 

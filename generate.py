@@ -83,7 +83,7 @@ def round_trip(points: "Tensor", frames: int) -> "Tensor":
     ends = starts.roll(-1, 0)
     angles = (starts * ends).sum(1, keepdim=True).clamp(-1, 1).acos()  # (K, 1)
     marks = angles.cumsum(0)
-    gone = torch.arange(frames) / frames * marks[-1]  # (frames,)
+    gone = torch.arange(frames).double() / frames * marks[-1]  # (frames,)
     leg = torch.searchsorted(marks.flatten(), gone, right=True)
     angle = angles[leg]  # (frames, 1)
     share = 1 - (marks[leg] - gone[:, None]) / angle  # of the leg that is behind us

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 Sink = Callable[[np.ndarray], Any]  # takes the next pictures, uint8 (B, H, W, C)
 
-GRID_SIDE = 1024  # pixels: grids are enlarged by a whole factor up to about this
+GRID_SIDE = 1100  # pixels: grids are enlarged by a whole factor up to about this
 MOST_PIXELS = 250_000_000  # of a grid, or of all frames of a GIF: what fits into 1 GB
 LONGEST = 65_535  # pixels: a side of a GIF, and of what most programs open
 LABEL = "pairs: generated | nearest training picture"
@@ -285,12 +285,13 @@ def write_pictures(
     Without `out` there is no grid. `facts` go into the file of an array, and `training` is
     what --nearest compares with.
     """
-    count, columns = arguments.num, arguments.columns
-    outputs = []
+    count, outputs = arguments.num, []
     if arguments.nearest:
-        outputs.append(nearest_file(out, count, shape, columns or 4, training))
+        columns = arguments.columns or max(4, math.isqrt(count // 2))
+        outputs.append(nearest_file(out, count, shape, columns, training))
     elif out:
-        outputs.append(grid_file(out, count, shape, columns or max(8, math.isqrt(count))))
+        columns = arguments.columns or max(8, math.isqrt(count))
+        outputs.append(grid_file(out, count, shape, columns))
     if arguments.each:
         outputs.append(each_file(arguments.each, count))
     if arguments.npz:
@@ -373,7 +374,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=whole(0, 2**32 - 1), default=0, help="of the noise (default: 0)")
     add("--device", default="cpu", help="cpu (default), cuda, cuda:1, mps ...; auto: the fastest")
     add("--out", type=Path, metavar="FILE", help="the PNG or GIF (default: see above)")
-    add("--columns", type=whole(1), help="default: 8 or more; --nearest 4; --walk a square")
+    add("--columns", type=whole(1), help="default: 8 or more; --nearest 4 or more")
     add("--each", type=Path, metavar="DIR", help="single files, into a new or empty folder")
     add("--npz", type=Path, metavar="FILE", help="one array for numpy.load")
     add("--nearest", action="store_true", help="beside each its nearest training picture (L2)")

@@ -10,6 +10,7 @@ Examples:
 import argparse
 import io
 from bisect import bisect_right
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from runs import (
     plain_errors,
     read_facts,
     step_of,
+    write_aside,
 )
 
 MOST = 100  # frames, unless --every says otherwise
@@ -36,17 +38,24 @@ SIDE = 512  # pixels: small grids are enlarged by a whole factor up to about thi
 QUALITIES = [(1, 256), (1, 128), (1, 64), (0.75, 64), (0.75, 32), (0.5, 64), (0.5, 32), (0.5, 16)]
 
 
+def label_strip(width: int, label: str) -> Image.Image:
+    """Write a label on a white strip that goes above a picture of this width."""
+    font = ImageFont.load_default(max(10, min(18, width // 22)))
+    strip = Image.new("RGB", (width, round(font.size * 1.8)), "white")
+    ImageDraw.Draw(strip).text((4, strip.height // 2), label, "black", font, anchor="lm")
+    return strip
+
+
 def panel(frame: Path, label: str) -> Image.Image:
     """Read one frame, enlarge it if it is small, and write a label above it."""
     with Image.open(frame) as picture:
         factor = max(1, SIDE // max(picture.size))
         size = (picture.width * factor, picture.height * factor)
         picture = picture.convert("RGB").resize(size, Image.Resampling.NEAREST)
-    font = ImageFont.load_default(max(10, min(18, picture.width // 22)))
-    strip = round(font.size * 1.8)
-    canvas = Image.new("RGB", (picture.width, picture.height + strip), "white")
-    canvas.paste(picture, (0, strip))
-    ImageDraw.Draw(canvas).text((4, strip // 2), label, "black", font, anchor="lm")
+    strip = label_strip(picture.width, label)
+    canvas = Image.new("RGB", (picture.width, picture.height + strip.height), "white")
+    canvas.paste(strip)
+    canvas.paste(picture, (0, strip.height))
     return canvas
 
 
@@ -102,37 +111,44 @@ def reduced(picture: Image.Image, scale: float, palette: Image.Image) -> Image.I
     return scaled(picture, scale).quantize(palette=palette, dither=Image.Dither.NONE)
 
 
-def choose_quality(scenes: list, max_bytes: float) -> tuple[float, Image.Image]:
-    """Find the best scale and palette that keep the GIF small, judging by a few of its scenes."""
-    pictures = [draw(scenes[round(i)]) for i in np.linspace(0, len(scenes) - 1, 6)]
+def choose_quality(samples: list[Image.Image], max_bytes: float) -> tuple[float, Image.Image]:
+    """Find the best scale and palette that keep the mean of a few pictures small enough."""
     for scale, colours in QUALITIES:
-        samples = [scaled(picture, scale) for picture in pictures]
-        palette = Image.fromarray(np.concatenate(samples)).quantize(colours)
+        pictures = [scaled(picture, scale) for picture in samples]
+        palette = Image.fromarray(np.concatenate(pictures)).quantize(colours)
         size = 0
-        for picture in samples:
+        for picture in pictures:
             file = io.BytesIO()
             reduced(picture, 1, palette).save(file, "GIF")
             size += file.tell()
-        if size / len(pictures) * len(scenes) < max_bytes:
+        if size / len(pictures) < max_bytes:
             break
     return scale, palette
 
 
-def write_gif(scenes: list, out: Path, fps: float, max_mb: float) -> None:
-    """Write the scenes as a GIF that repeats; only pictures with a palette are kept in memory."""
-    scale, palette = choose_quality(scenes, 0.9e6 * max_mb)
-    times = [round(1000 / fps)] * (len(scenes) - 1) + [HOLD]
-    bar = tqdm(scenes, out.name, unit="frame", leave=False, disable=None)
-    pictures = (reduced(draw(scene), scale, palette) for scene in bar)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.name}.part")
-    how = {"save_all": True, "append_images": pictures, "duration": times, "loop": 0}
-    try:
-        next(pictures).save(aside, "GIF", optimize=False, **how)
-        aside.replace(out)
-    finally:
-        aside.unlink(missing_ok=True)
-    print(f"wrote {out}: {len(scenes)} frames, {out.stat().st_size / 1e6:.1f} MB")
+def write_gif(
+    pictures: Iterable[Image.Image],
+    samples: list[Image.Image],
+    times: list[int],
+    out: Path,
+    max_mb: float,
+) -> None:
+    """Write a GIF that repeats; only pictures with a palette are kept in memory.
+
+    Args:
+        pictures: RGB, all of one size; each is taken when it is needed.
+        samples: a few of them, to judge by what quality keeps the GIF small.
+        times: milliseconds that each picture stays.
+        out: the file.
+        max_mb: its greatest size, in millions of bytes.
+    """
+    scale, palette = choose_quality(samples, 0.9e6 * max_mb / len(times))
+    bar = tqdm(pictures, out.name, len(times), unit="frame", leave=False, disable=None)
+    frames = (reduced(picture, scale, palette) for picture in bar)
+    how = {"save_all": True, "append_images": frames, "duration": times, "loop": 0}
+    with write_aside(out) as file:
+        next(frames).save(file, "GIF", optimize=False, **how)
+    print(f"wrote {out}: {len(times)} frames, {out.stat().st_size / 1e6:.1f} MB")
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -179,8 +195,10 @@ def main() -> None:
         if arguments.out and len(outs) > 1:
             raise InputError("--out: one file for several runs; name one run, or --side-by-side")
         outs = [arguments.out] if arguments.out else outs
-    for scene, out in zip(scenes, outs, strict=True):
-        write_gif(scene, out, arguments.fps, arguments.max_mb)
+    for moments, out in zip(scenes, outs, strict=True):
+        samples = [draw(moments[round(i)]) for i in np.linspace(0, len(moments) - 1, 6)]
+        times = [round(1000 / arguments.fps)] * (len(moments) - 1) + [HOLD]
+        write_gif(map(draw, moments), samples, times, out, arguments.max_mb)
 
 
 if __name__ == "__main__":

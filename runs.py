@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from torch import nn
 
 TOP = Path(__file__).resolve().parent
@@ -213,3 +214,60 @@ def load_pictures(run: Path) -> tuple["np.ndarray", "np.ndarray"]:
         if settings["channels"] == 1:
             held_out = np.stack([data.decode(face, size, 1) for face in held_out])
     return found.images, held_out
+
+
+@contextmanager
+def write_aside(path: Path) -> Iterator[IO[bytes]]:
+    """Write a file, in a folder that need not exist, under another name until it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.part")
+    try:
+        with open(aside, "wb") as file:
+            yield file
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def find_weights(text: str) -> tuple[Path, Path | None]:
+    """Find a generator's weights by their path, or by what `find_run` takes.
+
+    A model that has no run yet has those in assets/weights/, if they are there.
+
+    Returns:
+        The weights, and the run that they are of; None for a bare file.
+
+    Raises:
+        InputError: there is no such file and no such run.
+    """
+    path = Path(text)
+    if path.is_file():
+        return path, None
+    in_folder = path.resolve().name in MODELS and (path / "train.py").is_file()
+    if in_folder or text in MODELS:
+        model, top = path.resolve().name, path.resolve().parent if in_folder else TOP
+        shipped = TOP / "assets" / "weights" / f"{model}.safetensors"
+        if shipped.is_file() and not model_runs(model, top):
+            return shipped, None
+    run = find_run(text)
+    return run / "generator.safetensors", run
+
+
+def pick_device(name: str) -> "torch.device":
+    """Find a device by torch's name for it: cpu, cuda, cuda:1, mps ...; auto is the fastest.
+
+    Raises:
+        InputError: there is no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return found or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"--device {name}: not to be had here ({reason})") from None
+    return device

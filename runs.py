@@ -31,7 +31,11 @@ def plain_errors() -> Iterator[None]:
         return
     except InputError as error:
         code, line = 2, str(error)
-    except OSError as error:
+    except (OSError, MemoryError) as error:
+        code, line = 1, str(error) or "out of memory"
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which may not be there
+            raise
         code, line = 1, str(error)
     except KeyboardInterrupt:
         code, line = 130, "interrupted"

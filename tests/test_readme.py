@@ -12,7 +12,10 @@ import pytest
 from conftest import FOLDERS, TOP, load
 from packaging.requirements import Requirement
 
+import generate
 import make_gif
+
+SCRIPTS = {"make_gif.py": make_gif, "generate.py": generate}
 
 README = (TOP / "README.md").read_text()
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S)
@@ -42,12 +45,17 @@ def check(folder, words):
         if "--seed=0" in arguments:  # there is no run to resume here
             arguments = [a for a in arguments if a != "slower"]
         files.utils.parse_config(files.train.Config, arguments)
-    elif program == "python" and arguments[0] == "make_gif.py":
-        make_gif.parse_arguments(arguments[1:])
+    elif program == "torchrun":
+        launch, _, settings = shlex.join(arguments).partition(" train.py ")
+        assert launch == "--standalone --nproc-per-node=2"
+        files = load(folder)
+        files.utils.parse_config(files.train.Config, shlex.split(settings))
+    elif program == "python" and arguments[0] in SCRIPTS:
+        SCRIPTS[arguments[0]].parse_arguments(arguments[1:])
     elif program == "python" and arguments[0].startswith("benchmarks/"):
         ast.parse((TOP / arguments[0]).read_text())
-    elif words == ["python", "-m", "pytest"]:
-        pass  # this is it
+    elif words[:3] == ["python", "-m", "pytest"]:
+        assert words[3:] in ([], ["-m", "long"])
     elif program.startswith("scripts/"):
         folder = re.fullmatch(r"scripts/train_(.+)\.sh", program)[1]
         files = load(folder)
@@ -102,7 +110,7 @@ def test_links_and_pictures_are_there():
 
 def test_the_table_names_what_is_there():
     table = README.split("## What is where")[1].split("##")[0]
-    for path in re.findall(r"`([A-Za-z_-]+(?:/|\.py))`", table):
+    for path in re.findall(r"`([A-Za-z_-]+(?:/|\.py|\.ipynb))`", table):
         assert (TOP / path).exists() or (TOP / "WGAN" / path).exists(), path
     for path in TOP.iterdir():
         hidden = path.name.startswith((".", "__")) or path.suffix in (".md", ".toml", ".txt")

@@ -65,7 +65,7 @@ class Metered(io.BytesIO):
 
     def __init__(self, content: bytes) -> None:
         super().__init__(content)
-        self.reads = 2**14 if content.startswith(b"GIF") else 2**21
+        self.reads = 2**14 if content.startswith(b"GIF") else 2**18
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Read as every file does."""
@@ -194,6 +194,8 @@ def contents(item: Any) -> Iterator[bytes]:
         size = entry.file_size  # zipfile never reads more than this, however much follows
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError("its way of compression is not read here")  # the others are unbounded
+        if entry.flag_bits & 1:
+            raise ValueError("it is encrypted")
     else:
         found = os.stat(item)
         size = found.st_size
@@ -300,9 +302,10 @@ def fit(image: Image.Image, image_size: int, channels: Channels) -> np.ndarray:
         values = np.array(image, np.float32)
         finite = np.isfinite(values)
         top = 65535 if image.mode.startswith("I") else values.max(initial=1, where=finite)
-        np.multiply(values, 255 / top, out=values)
-        np.nan_to_num(values, copy=False)  # no number is black; infinity is white
-        image = Image.fromarray(values.clip(0, 255, out=values).astype(np.uint8))
+        values.clip(0, top, out=values)
+        values *= 255 / top
+        np.nan_to_num(values, copy=False)  # what is no number becomes black
+        image = Image.fromarray(values.astype(np.uint8))
     if image.has_transparency_data:
         image = image if image.mode == "RGBA" else image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

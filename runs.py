@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 TOP = Path(__file__).resolve().parent
 MODELS = ("simpleGAN", "DCGAN", "WGAN", "WGAN-GP")
 FORMAT = 1  # of the run folders that these scripts understand
+IMAGE_SIZES = (16, 32, 64, 128, 256, 512, 1024)
 
 
 class InputError(Exception):
@@ -79,25 +80,63 @@ def find_run(text: str) -> Path:
     return named[0]
 
 
+def read_object(file: Path) -> dict[str, Any]:
+    """Read a JSON file that anybody may have written, and whose top is an object.
+
+    Raises:
+        InputError: it is not there, too large to be one of ours, or damaged.
+    """
+    if not file.is_file():
+        raise InputError(f"{file}: no such file")
+    try:
+        if file.stat().st_size > 2**20:
+            raise ValueError("it is larger than a megabyte")
+        found = json.loads(file.read_bytes())
+        if not isinstance(found, dict):
+            raise ValueError("it is no JSON object")
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file} is damaged ({error})") from None
+    return found
+
+
+def check_types(file: Path, found: dict[str, Any], kinds: dict[str, type]) -> None:
+    """Raise InputError if a value that is there has another type than it must have."""
+    for name, kind in kinds.items():
+        value = found.get(name)
+        if name in found and (type(value) is not kind or (kind is int and value < 0)):
+            raise InputError(f"{file} is damaged ({name}: {repr(value)[:50]})")
+
+
 def read_facts(run: Path) -> dict[str, Any]:
     """Read run.json.
 
     Raises:
-        InputError: it is damaged, or of a format that these scripts do not understand.
+        InputError: it is damaged, or of a format or a model that these scripts do not know.
     """
-    try:
-        facts = json.loads((run / "run.json").read_text())
-        known = facts["format"] == FORMAT
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{run}/run.json is damaged ({error})") from None
-    if not known:
+    file = run / "run.json"
+    facts = read_object(file)
+    if facts.get("format", FORMAT) != FORMAT:
         raise InputError(f"{run}: its format is {facts['format']}; this program reads {FORMAT}")
+    for name in ("format", "model", "started"):
+        if name not in facts:
+            raise InputError(f"{file} is damaged (no {name})")
+    check_types(file, facts, {"model": str, "started": str, "cache": str, "pictures": dict})
+    if facts["model"] not in MODELS:
+        raise InputError(f"{run}: there is no model {facts['model']!r} here")
     return facts
 
 
 def read_settings(run: Path) -> dict[str, Any]:
-    """Read parameters.json."""
-    return json.loads((run / "parameters.json").read_text())
+    """Read parameters.json.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    file = run / "parameters.json"
+    settings = read_object(file)
+    numbers = ("batch_size", "image_size", "z_dim", "n_critic", "k", "hold_out")
+    check_types(file, settings, {"data": str, "data_dir": str} | dict.fromkeys(numbers, int))
+    return settings
 
 
 def frames_of(run: Path) -> list[Path]:
@@ -106,7 +145,8 @@ def frames_of(run: Path) -> list[Path]:
     Raises:
         InputError: there are none.
     """
-    frames = sorted((run / "frames").glob("*.png"), key=step_of)
+    found = (file for file in (run / "frames").glob("*.png") if file.stem.isdecimal())
+    frames = sorted(found, key=step_of)
     if not frames:
         raise InputError(f"{run}: there are no frames in it yet")
     return frames
@@ -120,6 +160,8 @@ def step_of(frame: Path) -> int:
 def images_per_step(run: Path) -> int:
     """Return how many real images one generator update of a run shows."""
     settings = read_settings(run)
+    if "batch_size" not in settings:
+        raise InputError(f"{run}/parameters.json is damaged (no batch_size)")
     return settings["batch_size"] * settings.get("n_critic", settings.get("k", 1))
 
 
@@ -128,6 +170,8 @@ def load_file_of(model: str, name: str) -> ModuleType:
 
     Never one that lies beside somebody's run: that would be running a stranger's code.
     """
+    if model not in MODELS:
+        raise InputError(f"there is no model {model!r} here")
     folder = TOP / model
     spec = importlib.util.spec_from_file_location(f"{name} of {model}", folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
@@ -165,6 +209,7 @@ def load_generator(path: Path) -> tuple["nn.Module", dict[str, Any]]:
                 raise InputError(f"{file}: its format is {about['format']}, not {FORMAT}")
             if about["model"] not in MODELS:
                 raise InputError(f"{file}: there is no model {about['model']!r} here")
+            check_arguments(about["arguments"])
             make = load_file_of(about["model"], "model").Generator
             with torch.device("meta"):  # takes no memory until names and shapes have matched
                 generator = make(**about["arguments"])
@@ -173,10 +218,20 @@ def load_generator(path: Path) -> tuple["nn.Module", dict[str, Any]]:
             if wanted != found:
                 raise InputError(f"{file}: its weights do not belong to the generator it describes")
             generator.to_empty(device="cpu")
-            generator.load_state_dict({name: weights.get_tensor(name) for name in wanted})
+            for name, tensor in generator.state_dict().items():
+                tensor.copy_(weights.get_tensor(name))
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise InputError(f"{file} is damaged, or no generator of ours ({error})") from None
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{file} is damaged, or no generator of ours ({reason})") from None
     return generator.eval(), about
+
+
+def check_arguments(arguments: dict[str, Any]) -> None:
+    """Raise ValueError unless a generator of such sizes could be one of ours."""
+    for name, value in arguments.items():
+        possible = {"image_size": IMAGE_SIZES, "channels": (1, 3)}.get(name, range(1, 2**14))
+        if type(value) is not int or value not in possible:
+            raise ValueError(f"{name}: {repr(value)[:50]}")
 
 
 def load_pictures(run: Path) -> tuple["np.ndarray", "np.ndarray"]:
@@ -194,22 +249,30 @@ def load_pictures(run: Path) -> tuple["np.ndarray", "np.ndarray"]:
     import numpy as np
 
     facts, settings = read_facts(run), read_settings(run)
+    names = ("data", "data_dir", "image_size", "channels", "batch_size")
+    shape = facts.get("pictures", {}).get("shape")
+    if (
+        not settings.keys() >= set(names)
+        or settings["image_size"] not in IMAGE_SIZES
+        or settings["channels"] not in ("data", 1, 3)
+        or not isinstance(shape, list)
+        or shape[1:2] != [settings["image_size"]]
+    ):
+        raise InputError(f"{run}: run.json and parameters.json do not tell of its pictures")
     data = load_file_of(facts["model"], "data")
     hold_out = settings.get("hold_out", 0)
-    cache = run / facts.get("cache", "")
-    if cache.is_file():
-        found = data.open_cache(cache, hold_out)
-    else:  # it was deleted, or the run comes from elsewhere
-        root = settings["data_dir"] or str(TOP / facts["model"] / "data")
-        names = ("data", "image_size", "channels", "batch_size")
-        text, size, channels, batch_size = (settings[name] for name in names)
-        beside = TOP / facts["model"] / text  # the training was started there, most likely
-        text = str(beside) if beside.exists() and not Path(text).exists() else text
+    try:
         try:
-            found = data.load_pictures(text, root, size, channels, batch_size, hold_out)
-        except (data.InputError, data.RunError) as error:
-            raise InputError(f"{run}: its pictures cannot be found again: {error}") from None
-    if found.digest != facts["pictures"]["digest"]:
+            found = data.open_cache(run / facts.get("cache", ""), hold_out)
+        except data.Damaged:  # it was deleted, or the run comes from elsewhere
+            root = settings["data_dir"] or str(TOP / facts["model"] / "data")
+            text, _, *how = (settings[name] for name in names)
+            beside = TOP / facts["model"] / text  # the training was started there, most likely
+            text = str(beside) if beside.exists() and not Path(text).exists() else text
+            found = data.load_pictures(text, root, *how, hold_out)
+    except (data.InputError, data.RunError) as error:
+        raise InputError(f"{run}: its pictures cannot be found again: {error}") from None
+    if found.digest != facts["pictures"].get("digest"):
         raise InputError(f"{run}: the pictures are not those it was trained on")
     held_out = found.held_out
     if not len(held_out) and settings["data"] == "faces":

@@ -149,7 +149,7 @@ def open_cache(cache: Path, hold_out: int) -> Pictures:
         if found.get("seal") != seal(cache, shape, digest, skipped):
             if digest_of(images) != digest:
                 raise ValueError("its bytes have changed")
-            with suppress(OSError):  # perhaps nothing may be written there
+            with suppress(RunError):  # perhaps nothing may be written there
                 write_facts(cache, shape, digest, skipped)
     except Exception as error:
         raise Damaged(f"cache {shown(cache)} is damaged: {reason(error)}") from None

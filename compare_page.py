@@ -1,0 +1,314 @@
+"""The page that compare.py and race.py write: figures, grids, tables and data in one HTML file."""
+
+import base64
+import io
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from compare_tables import (
+    COUNTERS,
+    METRICS,
+    Known,
+    evaluation_table,
+    extra,
+    metric_names,
+    overview,
+    remarks,
+    settings_table,
+    short,
+    write_text,
+)
+from runs import TOP, InputError, step_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+TEMPLATE = TOP / "compare_page.html"
+UNITS = {"images": "real images shown", "seconds": "seconds of training", "step": "steps"}
+# Okabe and Ito's colours, which the colour-blind can tell apart; after them the same in dashes.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+DASHES = ("none", "7 3", "2 2", "8 2 2 2")
+SIZE = (4.8, 2.6)  # inches of 72 units, in which texts of 9 units are drawn
+BOX = (0.12, 0.175, 0.86, 0.785)  # left, bottom, width and height of the axes in a figure
+MOST_ROWS = 2000  # of one run that go into the page
+
+CURVES = {  # what a curve means, and what it does not
+    "d_real": "D(x): mean probability that real images are given: 0.5 when the generator has "
+    "won, 1 when the discriminator has.",
+    "d_fake": "D(G(z)): the same for generated images: 0.5 when the generator has won, 0 when "
+    "the discriminator has.",
+    "wasserstein": "Mean f(real) - mean f(fake), the critic's estimate of the distance: falls as "
+    "images improve.",
+    "clipped": "Share of the critic's weights that lie at the bound.",
+    "penalty": "Mean (slope - 1)²: 0 if the critic's slope is 1 everywhere.",
+    "slope": "Mean slope of the critic between real and generated images; somewhat above 1.",
+    "loss_d": "What the generator's opponent minimises; says little about the pictures.",
+    "loss_g": "What the generator minimises; says little about the pictures.",
+}
+NOTES = {
+    "WGAN": "The critic's scores have an unknown factor: compare wasserstein and the losses within "
+    "a run, not between runs. Only their shapes can be.",
+    "WGAN-GP": "The penalty holds the critic's slope near 1: between runs on the same pictures, "
+    "wasserstein can be compared.",
+}
+SHARED = ("d_real", "d_fake")  # probabilities: the only curves that mean the same in two models
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A curve of several runs that may share an axis."""
+
+    column: str
+    note: str
+    runs: list[int]
+    against: tuple[str, ...] = tuple(UNITS)  # one figure for each
+
+
+def styles_of(runs: Sequence[Known], by_model: bool) -> list[dict[str, str]]:
+    """Give each run a colour and dashes; `by_model`, a colour stands for all runs of a model."""
+    models = list(dict.fromkeys(run.model for run in runs))
+    styles = []
+    for i, run in enumerate(runs):
+        hue = models.index(run.model) if by_model else i
+        dash = sum(r.model == run.model for r in runs[:i]) if by_model else i // len(COLOURS)
+        dashes = DASHES[dash % len(DASHES)]
+        styles.append({"colour": COLOURS[hue % len(COLOURS)], "dashes": dashes})
+    return styles
+
+
+def sections_of(runs: Sequence[Known]) -> Iterator[tuple[str, str, list[Panel]]]:
+    """Yield a heading, a note, and panels; runs share one only where a comparison makes sense."""
+    trained = [i for i, run in enumerate(runs) if len(run.rows)]
+    none = extra("pandas").Series(dtype=float)
+
+    def panels(columns: Sequence[str], among: Sequence[int]) -> list[Panel]:
+        found = []
+        for column in columns:
+            having = [i for i in among if runs[i].rows.get(column, none).notna().any()]
+            found += [Panel(column, CURVES.get(column, ""), having)] if having else []
+        return found
+
+    if trained:
+        note = "Real images shown: the steeper, the faster."
+        speed = Panel("images", note, trained, ("seconds",))
+        note = "Speed and probabilities mean the same whatever the model."
+        yield "All models", note, [speed, *panels(SHARED, trained)]
+    for model in dict.fromkeys(runs[i].model for i in trained):
+        among = [i for i in trained if runs[i].model == model]
+        columns = dict.fromkeys(column for i in among for column in runs[i].rows)
+        order = [*CURVES, *columns]
+        columns = sorted(set(columns) - {*COUNTERS, *SHARED}, key=order.index)
+        yield model, NOTES.get(model, ""), panels(columns, among)
+
+
+def smooth(run: Known, column: str, images: float) -> Any:
+    """Return for each row the mean of the rows around it, `images` wide in all."""
+    apart = run.rows["images"].diff().median()
+    window = round(images / apart) if images and apart > 0 else 1
+    return run.rows[column].rolling(max(window, 1), center=True, min_periods=1).mean()
+
+
+@contextmanager
+def svg_axes(form: dict[str, str], name: str) -> Iterator["Axes"]:
+    """Yield axes to draw on; what is drawn is then in `form` as `svg`.
+
+    Texts keep the page's font and colour. What has the gid runN becomes of class runN.
+    """
+    matplotlib = extra("matplotlib")
+    figure = extra("matplotlib.figure").Figure(SIZE)
+    grey = "#7f7f7f"
+    # A salt of its own makes a figure's ids its own: many of them lie in one page.
+    style = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9}
+    style["text.parse_math"] = False  # names of runs are no formulas
+    with matplotlib.rc_context(style):
+        axes = figure.add_axes(BOX)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(grey)
+        axes.tick_params(color=grey)
+        axes.grid(color=grey, alpha=0.2, linewidth=0.6)
+        axes.set_axisbelow(True)
+        yield axes
+        file = io.StringIO()
+        about = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(file, format="svg", transparent=True, metadata=about)
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.S)
+    svg = re.sub(r"font-[a-z]+: [^;]*; ", "", svg)
+    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 aria-hidden="true">', svg)
+    svg = re.sub(r'<g id="(run\d+)"', r'<g class="\1"', svg)
+    form["svg"] = re.sub(r'<g id="[^"]*"', "<g", svg)  # others are the same in every figure
+
+
+def draw_curves(
+    runs: Sequence[Known], styles: Sequence[dict], panel: Panel, by: str, images: float
+) -> dict[str, Any]:
+    """Draw one panel against one counter: raw rows faint, and on them the smoothed line.
+
+    Returns:
+        `svg`, `by`, and the ends of the horizontal axis, `low` and `high`.
+    """
+    figure: dict[str, Any] = {"by": by}
+    ticker = extra("matplotlib.ticker")
+    lows, highs = [], []
+    with svg_axes(figure, f"{panel.column} {by} {panel.runs}") as axes:
+        for i in panel.runs:
+            x, raw = runs[i].rows[by], runs[i].rows[panel.column]
+            line = raw if panel.column in COUNTERS else smooth(runs[i], panel.column, images)
+            dashes = styles[i]["dashes"]
+            dashes = "-" if dashes == "none" else (0, [float(d) / 2 for d in dashes.split()])
+            look = {"color": styles[i]["colour"], "gid": f"run{i}"}
+            if panel.column not in COUNTERS:
+                axes.plot(x, raw, linewidth=0.8, alpha=0.35, **look)
+            marker = "o" if len(x) == 1 else ""  # one row makes no line
+            axes.plot(x, line, linewidth=1.7, linestyle=dashes, marker=marker, **look)
+            # All of the smoothed line is seen; of the raw one, its wildest rows may not be.
+            lows += [line.min(), raw.quantile(0.01)]
+            highs += [line.max(), raw.quantile(0.99)]
+        low, high = (0, 1) if panel.column in SHARED else (min(lows), max(highs))
+        margin = 0.04 * (high - low) or 0.1
+        axes.set_ylim(low - margin, high + margin)
+        right = max(runs[i].rows[by].max() for i in panel.runs)
+        axes.set_xlim(0, right or 1)
+        axes.set_xlabel(UNITS[by], labelpad=2)
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(6, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_formatter(ticker.EngFormatter(sep="\N{NARROW NO-BREAK SPACE}"))
+        if high > 9999:
+            axes.yaxis.set_major_formatter(ticker.EngFormatter(sep="\N{NARROW NO-BREAK SPACE}"))
+        figure |= {"low": 0, "high": float(right or 1)}
+    return figure
+
+
+def draw_metric(runs: Sequence[Known], styles: Sequence[dict], name: str, groups: list) -> str:
+    """Draw one metric: a dot for each run, a bar for a group's mean, dashes for the floor.
+
+    Args:
+        runs: of which some may not have the metric.
+        styles: theirs.
+        name: of the metric.
+        groups: (label, numbers of the runs in it), from top to bottom.
+    """
+    figure: dict[str, str] = {}
+    with svg_axes(figure, name) as axes:
+        axes.set_position((0.4, BOX[1], 0.58, BOX[3]))
+        for row, (_, members) in enumerate(groups):
+            values = [runs[i].metric(name) for i in members]
+            floors = [runs[i].metric(name, "floor") for i in members]
+            for i, value in zip(members, values, strict=True):
+                look = {"color": styles[i]["colour"], "gid": f"run{i}"}
+                axes.plot(value, row, "o", markersize=7, alpha=0.85, markeredgewidth=0, **look)
+            known = [value for value in values if not math.isnan(value)]
+            if len(members) > 1 and known:
+                look = {"color": styles[members[0]]["colour"], "linewidth": 2}
+                axes.plot([sum(known) / len(known)] * 2, [row - 0.3, row + 0.3], **look)
+            for floor in sorted({floor for floor in floors if not math.isnan(floor)}):
+                look = {"color": "#7f7f7f", "linewidth": 1.3, "linestyle": (0, (3, 2))}
+                axes.plot([floor] * 2, [row - 0.5, row + 0.5], **look)
+        axes.set_ylim(len(groups) - 0.4, -0.6)
+        axes.set_yticks(range(len(groups)), [shortened(label) for label, _ in groups])
+        low, high = axes.get_xlim()
+        axes.set_xlim(min(low, 0), max(high, 0))
+        axes.tick_params("y", length=0)
+        axes.set_xlabel(name, labelpad=2)
+    return figure["svg"]
+
+
+def shortened(label: str, most: int = 24) -> str:
+    """Take out the middle of a label that is too long for a figure."""
+    half = most // 2
+    return label if len(label) <= most else f"{label[: half - 1]}…{label[-half:]}"
+
+
+def grid_of(run: Known) -> dict[str, Any]:
+    """Return the last frame as it is, for a page, and say when it was drawn."""
+    if not run.frame:
+        return {"label": run.label}
+    try:
+        with Image.open(run.frame) as picture:
+            picture.verify()
+            width = picture.width
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise InputError(f"{run.frame} is damaged ({error})") from None
+    step, rows = step_of(run.frame), run.rows
+    at = rows[rows["step"] <= step].tail(1)  # the row written with this frame, or the one before
+    counts = {name: 0 if at.empty else float(at[name].iloc[0]) for name in ("images", "seconds")}
+    data = base64.b64encode(run.frame.read_bytes()).decode()
+    return {"label": run.label, "step": step, "width": width, "png": data} | counts
+
+
+def data_of(run: Known, style: dict[str, str]) -> dict[str, Any]:
+    """Return what the page holds of a run as JSON: rows as in metrics.csv, at most MOST_ROWS."""
+    rows = run.rows.iloc[:: -(-len(run.rows) // MOST_ROWS) or 1]
+    columns = {
+        name: [None if math.isnan(value) else value for value in column]
+        for name, column in rows.items()
+    }
+    facts = {"label": run.label, "model": run.model, "run": run.path.name}
+    return facts | style | {"rows": columns, "evaluation": run.evaluation}
+
+
+def write_page(
+    runs: Sequence[Known], out: Path, smoothing: float, race: dict[str, Any] | None = None
+) -> None:
+    """Write one HTML file that needs nothing else, aside and then renamed.
+
+    Args:
+        runs: what to compare.
+        out: the file.
+        smoothing: width of the smoothed lines, in percent of the longest run's images.
+        race: of a race its `title`, what it `says` of itself, its `table` of means, `notes`,
+            and `conditions`: the last three in rows.
+    """
+    jinja2 = extra("jinja2")
+    styles = styles_of(runs, by_model=race is not None)
+    images = max((run.last("images") for run in runs), default=0) * smoothing / 100
+    sections = [(*words, [[panel, []] for panel in panels]) for *words, panels in sections_of(runs)]
+    todo = [pair for *_, pairs in sections for pair in pairs]
+    names = metric_names(runs, levels=False)
+    if race:
+        models = dict.fromkeys(run.model for run in runs)
+        groups = [(m, [i for i, run in enumerate(runs) if run.model == m]) for m in models]
+    else:
+        groups = [(run.label, [i]) for i, run in enumerate(runs)]
+    with tqdm(
+        total=len(todo) + len(names), desc="drawing", unit="figure", leave=False, disable=None
+    ) as bar:
+        for panel, figures in todo:
+            figures += [draw_curves(runs, styles, panel, by, images) for by in panel.against]
+            bar.update()
+        metrics = []
+        for name in names:
+            better, note = METRICS.get(name, ("", ""))
+            svg = draw_metric(runs, styles, name, groups)
+            metrics.append({"name": name, "better": better, "note": note, "svg": svg})
+            bar.update()
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters["short"] = short
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        race=race,
+        runs=[data_of(run, style) for run, style in zip(runs, styles, strict=True)],
+        sections=sections,
+        units=UNITS,
+        box=BOX,
+        smoothing=f"{smoothing:g}",
+        images=images,
+        metrics=metrics,
+        overview=overview(runs),
+        evaluation=evaluation_table(runs, metric_names(runs)),
+        missing=[run for run in runs if not run.evaluation],
+        remarks=remarks(runs),
+        grids=[grid_of(run) for run in runs],
+        labels=[run.label for run in runs],
+        settings=settings_table(runs),
+        written=datetime.now().strftime("%d %B %Y, %H:%M"),
+    )
+    write_text(out, page)

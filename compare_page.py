@@ -38,7 +38,7 @@ UNITS = {"images": "real images shown", "seconds": "seconds of training", "step"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 DASHES = ("none", "7 3", "2 2", "8 2 2 2")
 SIZE = (4.8, 2.6)  # inches of 72 units, in which texts of 9 units are drawn
-BOX = (0.12, 0.175, 0.86, 0.785)  # left, bottom, width and height of the axes in a figure
+BOX = (0.12, 0.175, 0.84, 0.785)  # left, bottom, width and height of the axes in a figure
 MOST_ROWS = 2000  # of one run that go into the page
 
 CURVES = {  # what a curve means, and what it does not
@@ -199,7 +199,7 @@ def draw_metric(runs: Sequence[Known], styles: Sequence[dict], name: str, groups
     """
     figure: dict[str, str] = {}
     with svg_axes(figure, name) as axes:
-        axes.set_position((0.4, BOX[1], 0.58, BOX[3]))
+        axes.set_position((0.4, BOX[1], 0.56, BOX[3]))
         for row, (_, members) in enumerate(groups):
             values = [runs[i].metric(name) for i in members]
             floors = [runs[i].metric(name, "floor") for i in members]

@@ -1,7 +1,7 @@
 """What compare.py and race.py know of runs, read from their folders and laid out as tables."""
 
+import csv
 import importlib
-import io
 import json
 import math
 import os
@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COUNTERS = ("step", "epoch", "images", "seconds")  # the columns of metrics.csv that are no curve
-FACTS = ("pictures", "device", "torch", "python", "git_commit")  # of run.json, worth comparing
+FACTS = (
+    "pictures",
+    "device",
+    "processes",
+    "torch",
+    "python",
+    "git_commit",
+)  # of run.json, worth comparing
 METRICS = {  # what evaluate.py measures: which way is better, and what it is
     "swd": ("lower", "sliced Wasserstein distance of patches, mean over the sizes"),
     "frechet_random": ("lower", "Fréchet distance of features of a fixed random network"),
@@ -125,12 +132,20 @@ def read_rows(run: Path) -> "pd.DataFrame":
     text = text[: text.rfind("\n") + 1]  # the last row may be being written
     if not text:
         return pd.DataFrame(columns=list(COUNTERS), dtype=float)
+    names, *lines = csv.reader(text.splitlines())
+    missing = [name for name in COUNTERS if name not in names]
+    if missing or len(set(names)) < len(names):
+        raise InputError(f"{file} is damaged (its columns: {', '.join(names)})")
+    lines = [[number(cell) for cell in line] for line in lines if len(line) == len(names)]
+    return pd.DataFrame(lines, columns=names, dtype=float).dropna(subset=list(COUNTERS))
+
+
+def number(text: str) -> float:
+    """Read a finite number; NaN for anything else."""
     try:
-        rows = pd.read_csv(io.StringIO(text), float_precision="round_trip", index_col=False)
-        rows = rows.apply(pd.to_numeric, errors="coerce").astype(float)
-        return rows.replace([math.inf, -math.inf], math.nan).dropna(subset=list(COUNTERS))
-    except (ValueError, KeyError) as error:
-        raise InputError(f"{file} is damaged ({error})") from None
+        return float(text) if math.isfinite(float(text)) else math.nan
+    except ValueError:
+        return math.nan
 
 
 def read_evaluation(run: Path) -> dict[str, Any] | None:

@@ -20,10 +20,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from compare_tables import read_evaluation, read_rows, write_text
@@ -67,15 +69,20 @@ def hold(race: Race) -> dict[str, Any]:
     """Train and evaluate all runs, or what is left to do, and return what race.json holds.
 
     Raises:
-        InputError: a setting cannot be used, or the folder holds a race under other conditions.
+        InputError: a setting cannot be used, the folder holds a race under other conditions, or
+            another race is going on.
         SystemExit: interrupted; what was trained is kept.
     """
+    RACES.mkdir(parents=True, exist_ok=True)
     try:
-        with signals_interrupt():
+        # two at a time would take each other's time
+        with signals_interrupt(), FileLock(RACES / ".lock", timeout=0):
             record = open_race(race)
             train_all(race, record)
             evaluate_all(race)
             return record
+    except Timeout:
+        raise InputError(f"another race is going on in {RACES}") from None
     except KeyboardInterrupt:
         print("stopped; what was trained is kept, and the same command goes on from there")
         raise SystemExit(128 + signal.SIGINT) from None
@@ -104,7 +111,7 @@ def open_race(race: Race) -> dict[str, Any]:
         "budget": {"seconds": race.seconds, "images": race.images},
         "conditions": race.conditions,
         "machine": machine(),
-        "own": {m: json.loads((TOP / m / "quick.json").read_text()) for m in race.models},
+        "own": {f"{m}/quick.json": read_quick(m) for m in race.models},
     }
     record = {"format": FORMAT, "started": datetime.now().isoformat(), "finished": None}
     record |= now | {"pace": {}, "failed": {}}
@@ -135,6 +142,11 @@ def open_race(race: Race) -> dict[str, Any]:
         record["pace"][model], record["machine"]["device"] = try_out(race, model)
     save(race, record)
     return record
+
+
+def read_quick(model: str) -> dict[str, Any]:
+    """Read the settings that are a model's own, except for what a race sets."""
+    return json.loads((TOP / model / "quick.json").read_text())
 
 
 def save(race: Race, record: dict[str, Any]) -> None:
@@ -200,29 +212,27 @@ def train_all(race: Race, record: dict[str, Any]) -> None:
     unit, each = ("images", race.images) if race.images else ("seconds", race.seconds)
     form = "{desc} {percentage:3.0f}%|{bar}| {n:,.0f}/{total:,.0f} {unit} [{elapsed}<{remaining}]"
     runs = race.runs()
-    with tqdm(total=len(runs) * each, unit=unit, bar_format=form, disable=None) as bar:
+    bar = tqdm(total=len(runs) * each, unit=unit, bar_format=form, disable=None)
+
+    def show(before: int, run: Path) -> None:
+        bar.n = before * each + min(each, progress(run, unit))
+        bar.refresh()
+
+    with bar:
         for i, (model, seed, run) in enumerate(runs):
-            done = is_finished(run) or (run.name in record["failed"] and run.exists())
-            if not done:
-                bar.set_description_str(f"{model}, seed {seed} ({i + 1}/{len(runs)})")
-                record["failed"].pop(run.name, None)
-
-                def watch(run: Path = run, start: float = i * each) -> None:
-                    bar.n = start + min(each, progress(run, unit))
-                    bar.refresh()
-
-                code, reason = train(race, record, model, seed, run, watch)
-                if code in STOPPED:
-                    raise KeyboardInterrupt
-                if code == 2:
-                    raise InputError(f"{run}: {reason}")
-                if code:
-                    record["failed"][run.name] = reason
-                    save(race, record)
-            bar.n = (i + 1) * each
-            bar.refresh()
-            if not done:
-                bar.write(line_of(run, record))
+            if is_finished(run) or (run.name in record["failed"] and run.exists()):
+                continue
+            bar.set_description_str(f"{model}, seed {seed} ({i + 1}/{len(runs)})")
+            record["failed"].pop(run.name, None)
+            code, reason = train(race, record, model, seed, run, partial(show, i, run))
+            if code in STOPPED:
+                raise KeyboardInterrupt
+            if code == 2:
+                raise InputError(f"{run}: {reason}")
+            if code:
+                record["failed"][run.name] = reason
+                save(race, record)
+            bar.write(line_of(run, record))
 
 
 def line_of(run: Path, record: dict[str, Any]) -> str:
@@ -251,7 +261,7 @@ def train(
 ) -> tuple[int, str]:
     """Start a run, or resume it where it has a checkpoint; return what `run_child` does."""
     where = ["--runs-dir", race.folder.resolve()]
-    if (run / "checkpoint.pt").is_file():
+    if any(run.glob("checkpoint*.pt")):
         return run_child(model, ["--resume", run.name, *where], watch)
     if run.exists():
         shutil.rmtree(run)  # interrupted before its first checkpoint: nothing is lost
@@ -317,7 +327,8 @@ def run_program(
         raise KeyboardInterrupt
     if child.returncode < 0:
         lines.append(f"killed by signal {-child.returncode}")
-    return child.returncode, lines[-1].partition(": error: ")[2] or lines[-1] if lines else ""
+    last = lines[-1] if lines else ""
+    return child.returncode, last.partition(": error: ")[2] or last
 
 
 def evaluate_all(race: Race) -> None:

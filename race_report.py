@@ -57,13 +57,13 @@ def report(race: Race, record: dict[str, Any]) -> None:
 def sentence(race: Race) -> str:
     """Say under what conditions the race was held."""
     same = race.conditions
+    size, data = same["image_size"], Path(same["data"]).name
     return (
         f"{', '.join(race.models)}: {race.budget()} of training each, {race.seeds} "
         f"seed{'s' * (race.seeds != 1)}, one run at a time on one machine. All see the same "
-        f"pictures ({Path(same['data']).name}, {same['hold_out']:,} held out) at {same['image_size']}x"
-        f"{same['image_size']} in minibatches of {same['batch_size']}, with nets of width "
-        f"{same['width']}. What the papers set differently, such as the learning rate, is each "
-        f"model's own, from its quick.json."
+        f"pictures ({data}, {same['hold_out']:,} held out) at {size}x{size}, in minibatches of "
+        f"{same['batch_size']}, with nets of width {same['width']}. What the papers set "
+        f"differently, such as the learning rate, is each model's own, from its quick.json."
     )
 
 

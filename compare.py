@@ -39,7 +39,7 @@ RACE = {  # the defaults of what only a race takes
     "width": 32,
     "batch_size": 64,
     "device": "auto",
-    "num": 2000,
+    "num": 2500,
     "name": "",
 }
 
@@ -137,7 +137,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--width", type=count, help="--g-width and --d-width of every model (default: 32)")
     add("--batch-size", type=count, help="default: 64")
     add("--device", help="as for train.py (default: auto)")
-    add("--num", type=count, help="generated pictures that evaluate.py takes (default: 2000)")
+    add("--num", type=count, help="most pictures a side in evaluating (default: 2500)")
     add("--name", help="folder of the race in race/ (default: data and budget)")
     arguments = parser.parse_args(argv)
     check(arguments)

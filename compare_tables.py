@@ -27,16 +27,17 @@ FACTS = (
     "git_commit",
 )  # of run.json, worth comparing
 METRICS = {  # what evaluate.py measures: which way is better, and what it is
-    "swd": ("lower", "sliced Wasserstein distance of patches, mean over the sizes"),
-    "frechet_random": ("lower", "Fréchet distance of features of a fixed random network"),
-    "kernel_random": ("lower", "kernel distance of features of a fixed random network"),
-    "diversity": ("near the floor", "how far pictures are from each other"),
-    "memorisation": ("near the floor", "whether pictures repeat those it was trained on"),
-    "fid": ("lower", "Fréchet distance of Inception features"),
-    "kid": ("lower", "kernel distance of Inception features"),
-    "inception_score": ("higher", "how surely and how variously Inception names pictures"),
-    "precision": ("higher", "share of generated pictures that look like real ones"),
-    "recall": ("higher", "share of real pictures that the generator comes near"),
+    "swd": ("lower", "shapes and texture: sliced Wasserstein distance of patches, all sizes"),
+    "frechet_random": ("lower", "colours, layout, texture: Fréchet distance of random features"),
+    "kernel_random": ("lower", "the same features, by a kernel distance"),
+    "diversity": ("near 1", "mean distance of two pictures, as a share of that of real ones"),
+    "repetition": ("near the floor", "share of pictures with a near twin among the generated"),
+    "memorisation": ("near the floor", "share of pictures that look copied from the training's"),
+    "fid": ("lower", "Fréchet distance of what Inception sees"),
+    "kid": ("lower", "kernel distance of what Inception sees"),
+    "inception_score": ("higher", "how sure and how varied Inception's guesses of a class are"),
+    "precision": ("higher", "share of generated pictures that look like some real one"),
+    "recall": ("higher", "share of real pictures that look like some generated one"),
 }
 CONDITIONS = ("num", "seed", "resize", "held_out", "weights")  # an evaluation's; to be the same
 

@@ -79,7 +79,7 @@ def hold(race: Race) -> dict[str, Any]:
         with signals_interrupt(), FileLock(RACES / ".lock", timeout=0):
             record = open_race(race)
             train_all(race, record)
-            evaluate_all(race)
+            evaluate_all(race, record)
             return record
     except Timeout:
         raise InputError(f"another race is going on in {RACES}") from None
@@ -114,7 +114,7 @@ def open_race(race: Race) -> dict[str, Any]:
         "own": {f"{m}/quick.json": read_quick(m) for m in race.models},
     }
     record = {"format": FORMAT, "started": datetime.now().isoformat(), "finished": None}
-    record |= now | {"pace": {}, "failed": {}}
+    record |= now | {"pace": {}, "failed": {}, "evaluated": {}}
     if file.is_file():
         try:
             record = json.loads(file.read_text())
@@ -331,17 +331,20 @@ def run_program(
     return child.returncode, last.partition(": error: ")[2] or last
 
 
-def evaluate_all(race: Race) -> None:
-    """Have evaluate.py measure every finished run that it has not measured as it stands."""
-    num = race.conditions["num"]
-    todo = []
-    for *_, run in race.runs():
-        found = read_evaluation(run) or {}
-        wanted = {"num": num, "seed": 0, "step": progress(run, "step")}
-        if is_finished(run) and {name: found.get(name) for name in wanted} != wanted:
-            todo.append(run)
+def evaluate_all(race: Race, record: dict[str, Any]) -> None:
+    """Have evaluate.py measure every finished run whose last evaluation is not the race's own."""
+    same, dates = race.conditions, record["evaluated"]
+
+    def date(run: Path) -> str | None:
+        return (read_evaluation(run) or {}).get("date")
+
+    finished = [run for *_, run in race.runs() if is_finished(run)]
+    todo = [run for run in finished if run.name not in dates or dates[run.name] != date(run)]
     for run in tqdm(todo, "evaluating", unit="run", disable=None):
-        command = [*EVALUATE, run.resolve(), "--num", num, "--seed", 0]
-        code, reason = run_program(command, TOP)
+        how = ["--num", same["num"], "--seed", 0, "--device", same["device"]]
+        code, reason = run_program([*EVALUATE, run.resolve(), *how], TOP)
         if code:
             tqdm.write(f"not evaluated: {run.name}: {reason}")
+        else:
+            dates[run.name] = date(run)
+            save(race, record)

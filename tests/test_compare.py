@@ -93,7 +93,7 @@ def columns_of(run):
 def data_in(page):
     """Read the JSON that the page's own script reads."""
     text = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1]
-    return json.loads(text)
+    return json.loads(text, parse_constant=lambda _: 1 / 0)  # JavaScript refuses NaN
 
 
 def plots_in(page):

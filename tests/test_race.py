@@ -29,13 +29,14 @@ import race_report
 
 # Stands in for evaluate.py: a number drawn from the run's name, beside a floor.
 EVALUATE = """
-import json, random, sys
+import json, random, sys, time
 from pathlib import Path
 run, num, seed = Path(sys.argv[1]), int(sys.argv[3]), int(sys.argv[5])
-assert sys.argv[2] == "--num" and sys.argv[4] == "--seed"
+assert sys.argv[2::2] == ["--num", "--seed", "--device"] and sys.argv[7] == "cpu"
 step = int((run / "metrics.csv").read_text().splitlines()[-1].split(",")[0])
 swd = {"value": random.Random(run.name).random(), "floor": 0.0123}
-line = {"step": step, "num": num, "seed": seed, "metrics": {"swd": swd}}
+line = {"step": step, "num": min(num, 5), "seed": seed, "date": str(time.time())}
+line["metrics"] = {"swd": swd}
 with open(run / "evaluation.jsonl", "a") as file:
     file.write(json.dumps(line) + "\\n")
 """
@@ -154,6 +155,11 @@ def test_what_is_finished_is_left_alone_and_seeds_may_be_added(plan, trainer, ca
     assert [run.stat().st_mtime_ns for run in plan.folder.glob("*/run.json")] == before
     for *_, run in plan.runs():
         assert len((run / "evaluation.jsonl").read_text().splitlines()) == 1
+    with open(run / "evaluation.jsonl", "a") as file:  # by hand, and otherwise
+        file.write('{"step": 20, "num": 9, "seed": 7, "date": "x", "metrics": {}}\n')
+    race.hold(plan)
+    lines = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
+    assert [line["seed"] for line in lines] == [0, 7, 0] and trainer.asked == []
     race.hold(replace(plan, seeds=3, models=("DCGAN", "WGAN", "WGAN-GP")))
     assert trainer.names() == ["WGAN-GP-0", "WGAN-GP-1", "DCGAN-2", "WGAN-2", "WGAN-GP-2"]
 
@@ -351,14 +357,15 @@ with runs.plain_errors():
     how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": tmp_path}
     how["env"] = os.environ | {"OMP_NUM_THREADS": "1"}
     run = plan.folder / "DCGAN-0"
-    with subprocess.Popen(command, **how) as first:
+    with subprocess.Popen(command, start_new_session=True, **how) as first:
         while not (run / "metrics.csv").exists() and first.poll() is None:
             time.sleep(0.02)
-        first.send_signal(signal.SIGINT)
+        os.killpg(first.pid, signal.SIGINT)  # as Ctrl-C does: to all in the terminal
         out, error = first.communicate(timeout=60)
     assert first.returncode == 130 and "the same command goes on" in out, error
     assert "Traceback" not in error
     stopped = torch.load(run / "checkpoint.pt", weights_only=True)["step"]
+    assert "stopped     at step" in (run / "train.log").read_text()
     assert 0 < stopped < 200 and not json.loads((run / "run.json").read_text())["finished"]
     second = subprocess.run(command, timeout=120, **how)
     assert second.returncode == 0, second.stderr

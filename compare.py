@@ -18,15 +18,24 @@ Examples:
 
 import argparse
 import math
+import shlex
 from pathlib import Path
 
-from compare_tables import as_text, evaluation_table, metric_names, overview, read_runs, remarks
+from compare_tables import (
+    COLUMNS,
+    as_text,
+    evaluation_table,
+    metric_names,
+    number,
+    overview,
+    read_runs,
+    remarks,
+)
 from runs import MODELS, InputError, find_run, model_runs, plain_errors
 
 # What train.py knows by name; another --data is a path, which the four shall find alike.
 NAMED = ("faces", "mnist", "fashion-mnist", "cifar10", "celeba")
 SMOOTHING = 4  # percent
-COLUMNS = 5  # of metrics, beside each other in a terminal
 RACE = {  # the defaults of what only a race takes
     "seconds": 0.0,
     "images": 0,
@@ -48,15 +57,15 @@ def print_tables(runs: list) -> None:
     """Print what the runs are, how far they have come and what they measure."""
     print(as_text(overview(runs)))
     names = metric_names(runs)
-    for i in range(0, len(names), COLUMNS):
-        print("\n" + as_text(evaluation_table(runs, names[i : i + COLUMNS])))
     if names:
+        cuts = range(1 + COLUMNS, 1 + len(names), COLUMNS)
+        print("\n" + as_text(evaluation_table(runs, names), cuts))
         print("in brackets: the floor, what other real pictures reach")
     for line in remarks(runs):
         print(f"note: {line}")
     for run in runs:
         if not run.evaluation:
-            print(f"{run.label}: not evaluated: python evaluate.py {run.path}")
+            print(f"{run.label}: not evaluated: python evaluate.py {shlex.quote(str(run.path))}")
 
 
 def chosen_runs(texts: list[str]) -> list[Path]:
@@ -102,15 +111,15 @@ def hold_race(arguments: argparse.Namespace) -> None:
 
 def count(text: str) -> int:
     """Read a whole number from 0 up."""
-    if int(text) < 0:
-        raise ValueError
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from 0 up")
     return int(text)
 
 
 def amount(text: str) -> float:
     """Read a number from 0 up."""
-    if not 0 <= float(text) < math.inf:
-        raise ValueError
+    if not 0 <= number(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no number from 0 up")
     return float(text)
 
 
@@ -121,23 +130,40 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("runs", nargs="*", metavar="RUN", help="path or name of a run, or a model (its newest run)")
-    add("--out", type=Path, help="the page (default: compare.html in the current folder)")
+    add(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="the page (default: compare.html in the current folder)",
+    )
     help = f"width of the thick lines' mean, in %% of the images (default: {SMOOTHING}; 0: none)"
     add("--smoothing", type=amount, metavar="PERCENT", help=help)
     add("--race", action="store_true", help="first train the models, under the same conditions")
     add = parser.add_argument_group("race").add_argument
-    add("--seconds", type=amount, help="of training for each run; this or --images")
-    add("--images", type=count, help="real images that each run is shown")
-    add("--seeds", type=count, help="runs of each model, with the seeds 0, 1, ... (default: 3)")
+    add("--seconds", type=amount, metavar="S", help="of training for each run; this or --images")
+    add("--images", type=count, metavar="N", help="real images that each run is shown")
+    add(
+        "--seeds",
+        type=count,
+        metavar="N",
+        help="runs of each model, with the seeds 0, 1, ... (default: 3)",
+    )
     add("--models", nargs="+", choices=MODELS, metavar="MODEL", help="default: all four")
-    add("--data", help=f"{', '.join(NAMED)}, a folder or a zip (default: faces)")
-    add("--data-dir", help="for downloads and decoded pictures (default: race/data)")
-    add("--hold-out", type=count, help="pictures kept to evaluate with (default: 1000)")
-    add("--image-size", type=count, help="side in pixels (default: 32)")
-    add("--width", type=count, help="--g-width and --d-width of every model (default: 32)")
-    add("--batch-size", type=count, help="default: 64")
+    add("--data", metavar="DATA", help=f"{', '.join(NAMED)}, a folder or a zip (default: faces)")
+    add("--data-dir", metavar="DIR", help="for downloads and decoded pictures (default: race/data)")
+    add(
+        "--hold-out", type=count, metavar="N", help="pictures kept to evaluate with (default: 1000)"
+    )
+    add("--image-size", type=count, metavar="N", help="side in pixels (default: 32)")
+    add(
+        "--width",
+        type=count,
+        metavar="N",
+        help="--g-width and --d-width of every model (default: 32)",
+    )
+    add("--batch-size", type=count, metavar="N", help="default: 64")
     add("--device", help="as for train.py (default: auto)")
-    add("--num", type=count, help="most pictures a side in evaluating (default: 2500)")
+    add("--num", type=count, metavar="N", help="most pictures a side in evaluating (default: 2500)")
     add("--name", help="folder of the race in race/ (default: data and budget)")
     arguments = parser.parse_args(argv)
     check(arguments)

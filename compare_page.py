@@ -5,7 +5,6 @@ import io
 import math
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -24,7 +23,6 @@ from compare_tables import (
     overview,
     remarks,
     settings_table,
-    short,
     write_text,
 )
 from runs import TOP, InputError, step_of
@@ -38,6 +36,7 @@ UNITS = {"images": "real images shown", "seconds": "seconds of training", "step"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 DASHES = ("none", "7 3", "2 2", "8 2 2 2")
 SIZE = (4.8, 2.6)  # inches of 72 units, in which texts of 9 units are drawn
+GREY = "#7f7f7f"
 BOX = (0.12, 0.175, 0.84, 0.785)  # left, bottom, width and height of the axes in a figure
 MOST_ROWS = 2000  # of one run that go into the page
 
@@ -117,36 +116,34 @@ def smooth(run: Known, column: str, images: float) -> Any:
     return run.rows[column].rolling(max(window, 1), center=True, min_periods=1).mean()
 
 
-@contextmanager
-def svg_axes(form: dict[str, str], name: str) -> Iterator["Axes"]:
-    """Yield axes to draw on; what is drawn is then in `form` as `svg`.
-
-    Texts keep the page's font and colour. What has the gid runN becomes of class runN.
-    """
-    matplotlib = extra("matplotlib")
+def new_axes(left: float = BOX[0]) -> "Axes":
+    """Return empty axes that begin so far to the right in a figure of their own."""
     figure = extra("matplotlib.figure").Figure(SIZE)
-    grey = "#7f7f7f"
-    # A salt of its own makes a figure's ids its own: many of them lie in one page.
-    style = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 9}
-    style["text.parse_math"] = False  # names of runs are no formulas
-    with matplotlib.rc_context(style):
-        axes = figure.add_axes(BOX)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(grey)
-        axes.tick_params(color=grey)
-        axes.grid(color=grey, alpha=0.2, linewidth=0.6)
-        axes.set_axisbelow(True)
-        yield axes
-        file = io.StringIO()
-        about = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(file, format="svg", transparent=True, metadata=about)
+    axes = figure.add_axes((left, BOX[1], BOX[0] + BOX[2] - left, BOX[3]))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.tick_params(color=GREY)
+    axes.grid(color=GREY, alpha=0.2, linewidth=0.6)
+    axes.set_axisbelow(True)
+    return axes
+
+
+def svg_of(axes: "Axes", name: str) -> str:
+    """Return a figure for use in a page, where texts take the page's font and colour.
+
+    What has the gid runN becomes of class runN. The ids that it needs come from `name`,
+    which must be its own: many figures lie in one page.
+    """
+    file, about = io.StringIO(), dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with extra("matplotlib").rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        axes.figure.savefig(file, format="svg", transparent=True, metadata=about)
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.S)
     svg = re.sub(r"font-[a-z]+: [^;]*; ", "", svg)
     svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 aria-hidden="true">', svg)
     svg = re.sub(r'<g id="(run\d+)"', r'<g class="\1"', svg)
-    form["svg"] = re.sub(r'<g id="[^"]*"', "<g", svg)  # others are the same in every figure
+    return re.sub(r'<g id="[^"]*"', "<g", svg)
 
 
 def draw_curves(
@@ -155,37 +152,46 @@ def draw_curves(
     """Draw one panel against one counter: raw rows faint, and on them the smoothed line.
 
     Returns:
-        `svg`, `by`, and the ends of the horizontal axis, `low` and `high`.
+        `svg`, `by`, and the end of the horizontal axis, `right`; it begins at 0.
     """
-    figure: dict[str, Any] = {"by": by}
+    axes, lows, highs = new_axes(), [], []
+    for i in panel.runs:
+        x, raw = runs[i].rows[by], runs[i].rows[panel.column]
+        look = {"color": styles[i]["colour"], "gid": f"run{i}"}
+        if panel.column in COUNTERS:
+            line = raw
+        else:
+            line = smooth(runs[i], panel.column, images)
+            axes.plot(x, raw, linewidth=0.8, alpha=0.35, **look)
+        look["marker"] = "o" if len(x) == 1 else ""  # one row makes no line
+        axes.plot(x, line, linewidth=1.7, linestyle=dashes_of(styles[i]), **look)
+        # All of the smoothed line is seen; of the raw one, its wildest rows may not be.
+        lows += [line.min(), raw.quantile(0.01)]
+        highs += [line.max(), raw.quantile(0.99)]
+    low, high = (0, 1) if panel.column in SHARED else (min(lows), max(highs))
+    margin = 0.04 * (high - low) or 0.1
+    axes.set_ylim(low - margin, high + margin)
+    right = float(max(runs[i].rows[by].max() for i in panel.runs)) or 1.0
+    axes.set_xlim(0, right)
+    axes.set_xlabel(UNITS[by], labelpad=2)
+    ticks(axes.xaxis, right)
+    ticks(axes.yaxis, high)
+    svg = svg_of(axes, f"{panel.column} {by} {panel.runs}")
+    return {"by": by, "right": right, "svg": svg}
+
+
+def ticks(axis: Any, end: float) -> None:
+    """Choose a few round numbers for an axis, with k and M for big ones."""
     ticker = extra("matplotlib.ticker")
-    lows, highs = [], []
-    with svg_axes(figure, f"{panel.column} {by} {panel.runs}") as axes:
-        for i in panel.runs:
-            x, raw = runs[i].rows[by], runs[i].rows[panel.column]
-            line = raw if panel.column in COUNTERS else smooth(runs[i], panel.column, images)
-            dashes = styles[i]["dashes"]
-            dashes = "-" if dashes == "none" else (0, [float(d) / 2 for d in dashes.split()])
-            look = {"color": styles[i]["colour"], "gid": f"run{i}"}
-            if panel.column not in COUNTERS:
-                axes.plot(x, raw, linewidth=0.8, alpha=0.35, **look)
-            marker = "o" if len(x) == 1 else ""  # one row makes no line
-            axes.plot(x, line, linewidth=1.7, linestyle=dashes, marker=marker, **look)
-            # All of the smoothed line is seen; of the raw one, its wildest rows may not be.
-            lows += [line.min(), raw.quantile(0.01)]
-            highs += [line.max(), raw.quantile(0.99)]
-        low, high = (0, 1) if panel.column in SHARED else (min(lows), max(highs))
-        margin = 0.04 * (high - low) or 0.1
-        axes.set_ylim(low - margin, high + margin)
-        right = max(runs[i].rows[by].max() for i in panel.runs)
-        axes.set_xlim(0, right or 1)
-        axes.set_xlabel(UNITS[by], labelpad=2)
-        axes.xaxis.set_major_locator(ticker.MaxNLocator(6, steps=[1, 2, 5, 10]))
-        axes.xaxis.set_major_formatter(ticker.EngFormatter(sep="\N{NARROW NO-BREAK SPACE}"))
-        if high > 9999:
-            axes.yaxis.set_major_formatter(ticker.EngFormatter(sep="\N{NARROW NO-BREAK SPACE}"))
-        figure |= {"low": 0, "high": float(right or 1)}
-    return figure
+    axis.set_major_locator(ticker.MaxNLocator(6, steps=[1, 2, 5, 10]))
+    if end > 9999:
+        axis.set_major_formatter(ticker.EngFormatter(sep=""))
+
+
+def dashes_of(style: dict[str, str]) -> Any:
+    """Return dashes as matplotlib takes them, in widths of the line."""
+    dashes = [float(part) / 2 for part in style["dashes"].split() if part != "none"]
+    return (0, dashes) if dashes else "-"
 
 
 def draw_metric(runs: Sequence[Known], styles: Sequence[dict], name: str, groups: list) -> str:
@@ -196,30 +202,33 @@ def draw_metric(runs: Sequence[Known], styles: Sequence[dict], name: str, groups
         styles: theirs.
         name: of the metric.
         groups: (label, numbers of the runs in it), from top to bottom.
+
+    Returns:
+        An SVG figure.
     """
-    figure: dict[str, str] = {}
-    with svg_axes(figure, name) as axes:
-        axes.set_position((0.4, BOX[1], 0.56, BOX[3]))
-        for row, (_, members) in enumerate(groups):
-            values = [runs[i].metric(name) for i in members]
-            floors = [runs[i].metric(name, "floor") for i in members]
-            for i, value in zip(members, values, strict=True):
-                look = {"color": styles[i]["colour"], "gid": f"run{i}"}
-                axes.plot(value, row, "o", markersize=7, alpha=0.85, markeredgewidth=0, **look)
-            known = [value for value in values if not math.isnan(value)]
-            if len(members) > 1 and known:
-                look = {"color": styles[members[0]]["colour"], "linewidth": 2}
-                axes.plot([sum(known) / len(known)] * 2, [row - 0.3, row + 0.3], **look)
-            for floor in sorted({floor for floor in floors if not math.isnan(floor)}):
-                look = {"color": "#7f7f7f", "linewidth": 1.3, "linestyle": (0, (3, 2))}
-                axes.plot([floor] * 2, [row - 0.5, row + 0.5], **look)
-        axes.set_ylim(len(groups) - 0.4, -0.6)
-        axes.set_yticks(range(len(groups)), [shortened(label) for label, _ in groups])
-        low, high = axes.get_xlim()
-        axes.set_xlim(min(low, 0), max(high, 0))
-        axes.tick_params("y", length=0)
-        axes.set_xlabel(name, labelpad=2)
-    return figure["svg"]
+    labels = [shortened(label) for label, _ in groups]
+    axes = new_axes(left=0.05 + 0.0155 * max(map(len, labels)))  # room for them
+    for row, (_, members) in enumerate(groups):
+        values = [runs[i].metric(name) for i in members]
+        floors = {runs[i].metric(name, "floor") for i in members}
+        for i, value in zip(members, values, strict=True):
+            look = {"color": styles[i]["colour"], "gid": f"run{i}"}
+            axes.plot(value, row, "o", markersize=7, alpha=0.85, markeredgewidth=0, **look)
+        known = [value for value in values if not math.isnan(value)]
+        if len(known) > 1:
+            look = {"color": styles[members[0]]["colour"], "linewidth": 2}
+            axes.plot([sum(known) / len(known)] * 2, [row - 0.3, row + 0.3], **look)
+        for floor in floors:
+            look = {"color": GREY, "linewidth": 1.3, "linestyle": (0, (3, 2))}
+            axes.plot([floor] * 2, [row - 0.5, row + 0.5], **look)
+    axes.set_ylim(len(groups) - 0.4, -0.6)
+    axes.set_yticks(range(len(groups)), labels)
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(low, 0), max(high, 0))
+    ticks(axes.xaxis, high)
+    axes.tick_params("y", length=0)
+    axes.set_xlabel(name, labelpad=2)
+    return svg_of(axes, name)
 
 
 def shortened(label: str, most: int = 24) -> str:
@@ -256,6 +265,36 @@ def data_of(run: Known, style: dict[str, str]) -> dict[str, Any]:
     return facts | style | {"rows": columns, "evaluation": run.evaluation}
 
 
+def draw_all(
+    runs: Sequence[Known], styles: Sequence[dict], images: float, by_model: bool
+) -> tuple[list, list]:
+    """Draw every figure under a progress bar.
+
+    Returns:
+        Sections: heading, note, and pairs of a panel and its figures. And metrics, each
+        with `name`, `note`, `better` and `svg`.
+    """
+    sections = [(*words, [(panel, []) for panel in panels]) for *words, panels in sections_of(runs)]
+    todo = [pair for *_, pairs in sections for pair in pairs]
+    groups = [(run.label, [i]) for i, run in enumerate(runs)]
+    if by_model:
+        models = dict.fromkeys(run.model for run in runs)
+        groups = [(m, [i for i, run in enumerate(runs) if run.model == m]) for m in models]
+    names, metrics = metric_names(runs, levels=False), []
+    style = {"font.size": 9, "text.parse_math": False}  # names of runs are no formulas
+    how = {"desc": "drawing", "unit": "figure", "leave": False, "disable": None}
+    with extra("matplotlib").rc_context(style), tqdm(total=len(todo) + len(names), **how) as bar:
+        for panel, figures in todo:
+            figures += [draw_curves(runs, styles, panel, by, images) for by in panel.against]
+            bar.update()
+        for name in names:
+            better, note = METRICS.get(name, ("", ""))
+            svg = draw_metric(runs, styles, name, groups)
+            metrics.append({"name": name, "better": better, "note": note, "svg": svg})
+            bar.update()
+    return sections, metrics
+
+
 def write_page(
     runs: Sequence[Known], out: Path, smoothing: float, race: dict[str, Any] | None = None
 ) -> None:
@@ -271,43 +310,21 @@ def write_page(
     jinja2 = extra("jinja2")
     styles = styles_of(runs, by_model=race is not None)
     images = max((run.last("images") for run in runs), default=0) * smoothing / 100
-    sections = [(*words, [[panel, []] for panel in panels]) for *words, panels in sections_of(runs)]
-    todo = [pair for *_, pairs in sections for pair in pairs]
-    names = metric_names(runs, levels=False)
-    if race:
-        models = dict.fromkeys(run.model for run in runs)
-        groups = [(m, [i for i, run in enumerate(runs) if run.model == m]) for m in models]
-    else:
-        groups = [(run.label, [i]) for i, run in enumerate(runs)]
-    with tqdm(
-        total=len(todo) + len(names), desc="drawing", unit="figure", leave=False, disable=None
-    ) as bar:
-        for panel, figures in todo:
-            figures += [draw_curves(runs, styles, panel, by, images) for by in panel.against]
-            bar.update()
-        metrics = []
-        for name in names:
-            better, note = METRICS.get(name, ("", ""))
-            svg = draw_metric(runs, styles, name, groups)
-            metrics.append({"name": name, "better": better, "note": note, "svg": svg})
-            bar.update()
+    sections, metrics = draw_all(runs, styles, images, by_model=race is not None)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters["short"] = short
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         race=race,
         runs=[data_of(run, style) for run, style in zip(runs, styles, strict=True)],
         sections=sections,
+        metrics=metrics,
         units=UNITS,
         box=BOX,
-        smoothing=f"{smoothing:g}",
         images=images,
-        metrics=metrics,
         overview=overview(runs),
         evaluation=evaluation_table(runs, metric_names(runs)),
         missing=[run for run in runs if not run.evaluation],
         remarks=remarks(runs),
         grids=[grid_of(run) for run in runs],
-        labels=[run.label for run in runs],
         settings=settings_table(runs),
         written=datetime.now().strftime("%d %B %Y, %H:%M"),
     )

@@ -39,6 +39,7 @@ METRICS = {  # what evaluate.py measures: which way is better, and what it is
     "precision": ("higher", "share of generated pictures that look like some real one"),
     "recall": ("higher", "share of real pictures that look like some generated one"),
 }
+COLUMNS = 6  # of metrics, beside each other in a terminal
 CONDITIONS = ("num", "seed", "resize", "held_out", "weights")  # an evaluation's; to be the same
 
 
@@ -273,6 +274,8 @@ def beside_floor(value: float, floor: float) -> str:
 
 def short(value: float, form: str = ".4g") -> str:
     """Write a number, or a dash where there is none."""
+    if form == ".4g" and abs(value) >= 1e4:
+        form = ",.0f"
     return "-" if math.isnan(value) else format(value, form)
 
 
@@ -281,12 +284,21 @@ def plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def as_text(table: Sequence[Sequence[str]]) -> str:
-    """Align a table for the terminal; what could steer a terminal is replaced."""
-    cells = [["".join(c if c.isprintable() else "?" for c in cell) for cell in r] for r in table]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
-    return "\n".join(lines)
+def as_text(table: Sequence[Sequence[str]], cuts: Iterable[int] = ()) -> str:
+    """Align a table for the terminal; what could steer a terminal is replaced.
+
+    Args:
+        table: a heading and rows, all of one length.
+        cuts: the columns from each of these on go below the others, the first beside them again.
+    """
+    starts = [1, *cuts]
+    blocks = []
+    for start, end in zip(starts, [*starts[1:], len(table[0])], strict=True):
+        rows = [[row[0], *row[start:end]] for row in table if any(row[start:end])]
+        cells = [["".join(c if c.isprintable() else "?" for c in cell) for cell in r] for r in rows]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        blocks.append("\n".join("  ".join(map(str.ljust, r, widths)).rstrip() for r in cells))
+    return "\n\n".join(blocks)
 
 
 def write_text(out: Path, text: str) -> None:

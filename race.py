@@ -101,12 +101,12 @@ def signals_interrupt() -> Iterator[None]:
 
 
 def open_race(race: Race) -> dict[str, Any]:
-    """Begin a race, or read the record of one that has begun.
+    """Begin a race, or read the record of one that has begun; try out models that are new to it.
 
     Raises:
-        InputError: that one is under other conditions, or from another machine.
+        InputError: it has begun under other conditions or on another machine, or train.py
+            refuses a setting.
     """
-    file = race.folder / "race.json"
     now = {
         "budget": {"seconds": race.seconds, "images": race.images},
         "conditions": race.conditions,
@@ -115,25 +115,8 @@ def open_race(race: Race) -> dict[str, Any]:
     }
     record = {"format": FORMAT, "started": datetime.now().isoformat(), "finished": None}
     record |= now | {"pace": {}, "failed": {}, "evaluated": {}}
-    if file.is_file():
-        try:
-            record = json.loads(file.read_text())
-            before = {part: record[part] for part in now}
-            wrong = [
-                f"{name} was {before[part][name]} and is now {value}"
-                for part, values in now.items()
-                for name, value in values.items()
-                if before[part].get(name, value) != value
-            ]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{file} is damaged ({error})") from None
-        if record["format"] != FORMAT:
-            raise InputError(f"{file}: its format is {record['format']}, not {FORMAT}")
-        if wrong:
-            raise InputError(
-                f"{race.folder}: this race has begun otherwise: {'; '.join(wrong)}. Take another "
-                f"--name for a new one"
-            )
+    if (race.folder / "race.json").is_file():
+        record = read_record(race.folder, now)
         record["own"] |= now["own"]
     new = [model for model in race.models if model not in record["pace"]]
     if new:
@@ -141,6 +124,31 @@ def open_race(race: Race) -> dict[str, Any]:
     for model in tqdm(new, "trying", leave=False, disable=None):
         record["pace"][model], record["machine"]["device"] = try_out(race, model)
     save(race, record)
+    return record
+
+
+def read_record(folder: Path, now: dict[str, dict]) -> dict[str, Any]:
+    """Read race.json of a race that goes on under the conditions of `now`.
+
+    Raises:
+        InputError: they are others than its own, or the file is damaged.
+    """
+    file = folder / "race.json"
+    try:
+        record = json.loads(file.read_text())
+        wrong = [
+            f"{name} was {record[part][name]} and is now {value}"
+            for part, values in now.items()
+            for name, value in values.items()
+            if record[part].get(name, value) != value
+        ]
+        if record["format"] != FORMAT:
+            raise InputError(f"{file}: its format is {record['format']}, not {FORMAT}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{file} is damaged ({error})") from None
+    if wrong:
+        changes = "; ".join(wrong)
+        raise InputError(f"{folder} was begun otherwise: {changes}. Take another --name")
     return record
 
 

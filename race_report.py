@@ -9,11 +9,20 @@ from statistics import fmean, stdev
 from typing import Any
 
 from compare_page import write_page
-from compare_tables import Known, as_text, extra, metric_names, read_runs, short, write_text
+from compare_tables import (
+    COLUMNS,
+    Known,
+    as_text,
+    extra,
+    metric_names,
+    read_runs,
+    short,
+    write_text,
+)
 from race import Race, run_program, save
 from runs import TOP
 
-MAKE_GIF = (sys.executable, str(TOP / "make_gif.py"), "--side-by-side")
+MAKE_GIF = (sys.executable, str(TOP / "make_gif.py"), "--max-mb", "10", "--side-by-side")
 SMOOTHING = 4  # percent
 SPEEDS = {"steps": "step", "images": "images", "seconds": "seconds"}  # in the table, in metrics.csv
 
@@ -45,7 +54,7 @@ def report(race: Race, record: dict[str, Any]) -> None:
         },
     )
     draw_gif(race, whole)
-    print("\n" + as_text(table))
+    print("\n" + as_text(table, range(len(SPEEDS) + 3, len(table[0]), COLUMNS)))
     print("mean ± sample standard deviation over seeds")
     for line in notes:
         print(line)
@@ -114,7 +123,8 @@ def spread(values: Sequence[float], form: str = ".4g") -> str:
         return short(mean, form)
     digits = 1 - math.floor(math.log10(deviation))  # two of the deviation's, and the mean's to them
     digits = max(0, digits) if form == ".4g" else 0
-    return f"{mean:,.{digits}f} ± {deviation:,.{digits}f}"
+    text = f"{deviation:,.{digits}f}"
+    return f"{mean:,.{digits}f}" + f" ± {text}" * (text != "0")
 
 
 def means_of(model: str, runs: Sequence[Known], names: Sequence[str]) -> dict[str, Any]:

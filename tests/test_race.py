@@ -262,7 +262,7 @@ def test_means_and_spread_are_those_of_the_runs(plan, trainer, capsys):
         assert record["means"][model]["swd"] == pytest.approx(
             {"mean": fmean(swd), "spread": stdev(swd)}
         )
-        (line,) = [line for line in text.splitlines() if line.startswith(f"{model} ")]
+        _, line = [line for line in text.splitlines() if line.startswith(f"{model} ")]
         assert line.endswith(race_report.spread(swd)) and " ± " in line
         assert line in text and race_report.spread(swd) in (plan.folder / "race.html").read_text()
     assert all(float(row["swd_floor"]) == 0.0123 for row in rows)

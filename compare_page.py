@@ -276,7 +276,7 @@ def draw_all(
     """
     sections = [(*words, [(panel, []) for panel in panels]) for *words, panels in sections_of(runs)]
     todo = [pair for *_, pairs in sections for pair in pairs]
-    groups = [(run.label, [i]) for i, run in enumerate(runs)]
+    groups = [(run.label, [i]) for i, run in enumerate(runs) if run.evaluation]
     if by_model:
         models = dict.fromkeys(run.model for run in runs)
         groups = [(m, [i for i, run in enumerate(runs) if run.model == m]) for m in models]

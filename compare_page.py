@@ -23,9 +23,8 @@ from compare_tables import (
     overview,
     remarks,
     settings_table,
-    write_text,
 )
-from runs import TOP, InputError, step_of
+from runs import TOP, InputError, step_of, write_aside
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -328,4 +327,5 @@ def write_page(
         settings=settings_table(runs),
         written=datetime.now().strftime("%d %B %Y, %H:%M"),
     )
-    write_text(out, page)
+    with write_aside(out) as file:
+        file.write(page.encode())

@@ -4,7 +4,6 @@ import csv
 import importlib
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -299,14 +298,3 @@ def as_text(table: Sequence[Sequence[str]], cuts: Iterable[int] = ()) -> str:
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         blocks.append("\n".join("  ".join(map(str.ljust, r, widths)).rstrip() for r in cells))
     return "\n\n".join(blocks)
-
-
-def write_text(out: Path, text: str) -> None:
-    """Write a file under another name, and rename it once it is whole."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
-        aside.write_text(text, encoding="utf-8", newline="")
-        aside.replace(out)
-    finally:
-        aside.unlink(missing_ok=True)

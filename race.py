@@ -28,8 +28,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from compare_tables import read_evaluation, read_rows, write_text
-from runs import FORMAT, TOP, InputError, images_per_step, read_facts
+from compare_tables import read_evaluation, read_rows
+from runs import FORMAT, TOP, InputError, images_per_step, read_facts, write_aside
 
 RACES = TOP / "race"
 EVALUATE = (sys.executable, str(TOP / "evaluate.py"))
@@ -159,7 +159,8 @@ def read_quick(model: str) -> dict[str, Any]:
 
 def save(race: Race, record: dict[str, Any]) -> None:
     """Write race.json."""
-    write_text(race.folder / "race.json", json.dumps(record, indent=2) + "\n")
+    with write_aside(race.folder / "race.json") as file:
+        file.write((json.dumps(record, indent=2) + "\n").encode())
 
 
 def machine() -> dict[str, Any]:

@@ -17,10 +17,9 @@ from compare_tables import (
     metric_names,
     read_runs,
     short,
-    write_text,
 )
 from race import Race, run_program, save
-from runs import TOP
+from runs import TOP, write_aside
 
 MAKE_GIF = (sys.executable, str(TOP / "make_gif.py"), "--max-mb", "10", "--side-by-side")
 SMOOTHING = 4  # percent
@@ -40,7 +39,8 @@ def report(race: Race, record: dict[str, Any]) -> None:
     if len(devices) > 1:
         notes.append(f"times cannot be compared, the devices differed: {'; '.join(devices)}")
     save(race, record)
-    write_text(race.folder / "race.csv", rows_of(runs, record).to_csv(index=False))
+    with write_aside(race.folder / "race.csv") as file:
+        file.write(rows_of(runs, record).to_csv(index=False).encode())
     write_page(
         runs,
         race.folder / "race.html",

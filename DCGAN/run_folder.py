@@ -263,7 +263,7 @@ class Run:
         self.bar.set_postfix_str(text, refresh=False)
         if self.over or time.monotonic() > self.line_before + 10:
             self.line_before = time.monotonic()
-            left = tqdm.format_interval(seconds / steps * (self.last_step - self.step))
+            left = tqdm.format_interval(self.seconds_left(seconds / steps))
             line = f"step {self.step}/{self.last_step}, {self.bar.desc}{text}, {left} left"
             self.say(line, terminal=self.bar.disable)
 
@@ -392,9 +392,15 @@ class Run:
                     f"than {self.config.lr:g} may do better{exact}"
                 )
 
+    def seconds_left(self, a_step: float) -> float:
+        """Say how long the run will go on if each step takes so many seconds."""
+        left = a_step * (self.last_step - self.step)
+        limit = self.config.max_seconds
+        return max(0.0, min(left, limit - self.seconds)) if limit else left
+
     def hint(self) -> None:
         """Say on a CPU how long the run will take, if that is long, and what is quicker."""
-        hours = self.seconds / self.step * (self.last_step - self.step) / 3600
+        hours = self.seconds_left(self.seconds / self.step) / 3600
         if hours > 1:
             quick = f"python {sys.argv[0]} --config quick.json"
             self.say(f"time left   about {hours:,.0f} hours on this CPU; for minutes: {quick}")

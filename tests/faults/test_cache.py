@@ -85,7 +85,7 @@ def test_a_damaged_cache_is_built_again_and_a_line_says_so(data, folder, built, 
     capfd.readouterr()
     DAMAGE[damage](cache, facts)
     if cache.is_dir():  # nothing may be removed that is not ours
-        with pytest.raises(load("WGAN").utils.RunError, match="cannot be (kept there|written)"):
+        with pytest.raises(load("WGAN").utils.RunError, match=r"cannot be (kept there|written)"):
             read(data, folder)
         return
     assert np.array_equal(read(data, folder).images, images)

@@ -13,22 +13,23 @@ pictures is measured against the other.
 
 Numbers that need no download:
   swd              sliced Wasserstein distance between patches, at every size
-                   (swd_32: of 32x32) and the mean of these: shapes and texture,
+                   (swd_32: of 32x32) and their mean: shapes and texture,
                    whatever the overall contrast and tint
   frechet_random   Frechet distance between features: colours, layout, texture
   kernel_random    kernel distance between the same; may fall a little below 0
   diversity        mean distance of two generated pictures, as a share of that
                    of two real ones: little variety or contrast lowers it
-  repetition       share of pictures with a near twin among the generated: twins
-                   are nearer than 95 % of real pictures are to any other
-  memorisation     share of pictures so near to a training picture, compared with
-                   the nearest unseen one, as 5 % of real ones are; 1: all copies
+  repetition       share of generated pictures with a near twin: nearer than
+                   95 % of real pictures are to any other
+  memorisation     share of generated pictures so near to a training picture,
+                   compared with the nearest unseen one, as only 5 % of real
+                   ones are; 1: all are copies
 The features are answers of random filters, not of Inception: compare these two
 only between runs on the same pictures and size, never with an FID or KID.
 
 Numbers that need Inception's weights:
-  fid, kid         Frechet and kernel distance between what Inception sees; no fid
-                   with fewer than 2,048 pictures
+  fid, kid         Frechet and kernel distance between what Inception sees; no
+                   fid with fewer than 2,048 pictures
   inception_score  how sure and how varied its guesses of a class are
   precision        share of generated pictures that look like some real one
   recall           share of real pictures that look like some generated one
@@ -82,7 +83,7 @@ BETTER = {  # which way, and what it looks at in a few words
 HALF = "half of the training pictures"
 UNSEEN = {  # how the floor's pictures are called when printed
     "held out": "pictures held out of training",
-    "drawn": "more faces, drawn for this alone",
+    "drawn": "more faces drawn for this alone",
     HALF: "other training pictures",
 }
 
@@ -261,11 +262,12 @@ def evaluate(
     weights = inception.name if inception else None
     print(f"\n{run}: step {step:,}, {images:,} real images shown")
     print(f"value: {count:,} generated pictures against {count:,} training pictures")
-    print(f"floor: {count:,} {UNSEEN[kind]} against the same")
+    print(f"floor: {count:,} {UNSEEN[kind]}, against the same")
     print(f"seed {seed}, resize: {resize}")
     print(f"Inception weights: {weights or 'none'}", *real.notes, sep="\n")
     if inception and "fid" not in metrics:
-        print(f"fid: refused, it needs {distances.FEWEST_FOR_FID:,} pictures a side")
+        least = distances.FEWEST_FOR_FID
+        print(f"fid: refused, it needs {least:,} pictures a side (see --num, and --hold-out)")
     print(table(metrics))
     print("frechet_random and kernel_random are no FID or KID: they look through random")
     print("filters and compare runs on the same pictures and size with each other")

@@ -1,0 +1,581 @@
+"""What evaluate.py measures: sick pictures are told from healthy ones, and what it writes."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import TOP, load
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.nn import functional as F
+
+PINNED = [-0.78039, -0.46471, 0.08783, 0.12681, 0.17478, 0.21489, 0.22815]
+
+ot = pytest.importorskip("ot")
+pytest.importorskip("torch_fidelity")
+
+import distances  # noqa: E402
+import evaluate  # noqa: E402
+import runs  # noqa: E402
+
+COUNT = 500  # pictures a side
+OFFLINE = {"frechet_random", "kernel_random", "diversity", "repetition", "memorisation", "swd"}
+
+
+# ---- Sick pictures ----
+
+
+@pytest.fixture(scope="module")
+def faces():
+    """Faces by what they are for, 32x32; none is drawn twice."""
+    draw_faces = load("DCGAN").data.draw_faces
+    drawn = np.stack(list(draw_faces(3000, 32, seed=7)))
+    return {"trained": drawn[:1200], "unseen": drawn[1200:1700], "more": drawn[1700:]}
+
+
+@pytest.fixture
+def measure(faces, monkeypatch):
+    """Return a function that measures generated pictures against the faces."""
+    monkeypatch.setattr(distances, "PROJECTIONS", 32)  # in place of 128: quicker
+    real = evaluate.Real(faces["trained"][:COUNT], faces["unseen"], "held out", [])
+    return lambda generated: evaluate.measure(generated, real, faces["trained"], seed=0)
+
+
+def noisy(pictures, deviation):
+    noise = np.random.default_rng(0).normal(0, deviation, pictures.shape)
+    return (pictures + noise).round().clip(0, 255).astype(np.uint8)
+
+
+def blurred(pictures):
+    images = torch.from_numpy(pictures).movedim(3, 1).float()
+    small = F.interpolate(images, scale_factor=0.5, mode="bilinear", antialias=True)
+    return (
+        F.interpolate(small, scale_factor=2, mode="bilinear").round().byte().movedim(1, 3).numpy()
+    )
+
+
+def off(metrics):
+    """Name the numbers that are not what real pictures could have got."""
+    value = {name: found["value"] for name, found in metrics.items()}
+    floor = {name: found["floor"] for name, found in metrics.items()}
+    signs = {
+        "swd": value["swd"] > 1.5 * floor["swd"],
+        "frechet_random": value["frechet_random"] > 2 * floor["frechet_random"],
+        "kernel_random": value["kernel_random"] > 0.06,
+        "diversity": value["diversity"] < 0.95 * floor["diversity"],
+        "repetition": value["repetition"] > floor["repetition"] + 0.1,
+        "memorisation": value["memorisation"] > floor["memorisation"] + 0.06,
+    }
+    return {name for name, sick in signs.items() if sick}
+
+
+DISTANCES = {"swd", "frechet_random", "kernel_random"}
+SICK = {  # what is made of fresh and of trained faces, and the numbers that must notice it
+    "three faces again and again": (
+        lambda fresh, trained: fresh[np.arange(COUNT) % 3],
+        {*DISTANCES, "diversity", "repetition"},
+    ),
+    "fifty faces again and again": (
+        lambda fresh, trained: fresh[np.arange(COUNT) % 50],
+        {"frechet_random", "repetition"},
+    ),
+    "dark faces alone": (
+        lambda fresh, trained: fresh[np.argsort(fresh.mean((1, 2, 3)))[:COUNT]],
+        DISTANCES,
+    ),
+    "blurred": (lambda fresh, trained: blurred(fresh[:COUNT]), DISTANCES),
+    "noisy": (lambda fresh, trained: noisy(fresh[:COUNT], 15), DISTANCES),
+    "pale": (
+        lambda fresh, trained: (fresh[:COUNT] * 0.7 + 40).astype(np.uint8),
+        {"frechet_random", "kernel_random", "diversity", "repetition"},
+    ),
+    "tinted": (
+        lambda fresh, trained: (fresh[:COUNT] + np.array([25, 0, 0])).clip(0, 255).astype(np.uint8),
+        {"frechet_random", "kernel_random"},
+    ),
+    "another's chin": (
+        lambda fresh, trained: np.concatenate([fresh[:COUNT, :16], fresh[-COUNT:, 16:]], 1),
+        {"frechet_random", "kernel_random"},
+    ),
+    "all copied": (lambda fresh, trained: trained[-COUNT:], {"memorisation"}),
+    "copied with noise": (lambda fresh, trained: noisy(trained[-COUNT:], 5), {"memorisation"}),
+    "every seventh copied": (
+        lambda fresh, trained: np.where(
+            (np.arange(COUNT) % 7 == 0)[:, None, None, None], trained[-COUNT:], fresh[:COUNT]
+        ),
+        {"memorisation"},
+    ),
+}
+
+
+def test_fresh_faces_are_healthy(measure, faces):
+    for start in (0, COUNT):
+        metrics = measure(faces["more"][start : start + COUNT])
+        assert off(metrics) == set()
+        assert metrics["diversity"]["value"] == pytest.approx(1, abs=0.04)
+        assert metrics["kernel_random"]["value"] == pytest.approx(0, abs=0.04)
+
+
+@pytest.mark.parametrize("illness", SICK)
+def test_an_illness_is_noticed(measure, faces, illness):
+    make, by = SICK[illness]
+    metrics = measure(make(faces["more"], faces["trained"]))
+    assert off(metrics) >= by, metrics
+    if "copied" in illness:  # which look as good as real ones
+        assert off(metrics) == by or "noise" in illness
+
+
+def test_every_number_has_an_illness_to_notice():
+    assert set().union(*(by for _, by in SICK.values())) == OFFLINE
+
+
+@pytest.mark.parametrize("model", ["DCGAN"])
+def test_the_longer_a_training_the_better_its_numbers(model, tiny, monkeypatch):
+    """A real training, if a tiny one: every step better than the last, and none at the floor."""
+    monkeypatch.setattr(distances, "PROJECTIONS", 32)
+    files = load(model)
+    sizes = {"g_width": 8, "d_width": 8, "z_dim": 16, "batch_size": 32, "lr": 1e-3}
+    rare = {"log_every": 400, "frame_every": 400, "checkpoint_every": 400}
+    found = []
+    for steps in (1, 60, 300):
+        config = tiny(
+            files, max_steps=steps, **sizes, **rare, **{"resume" if found else "name": "x"}
+        )
+        run = files.train.train(config)
+        training, held_out = runs.load_pictures(run)
+        real = evaluate.choose(run, training, held_out, 400, 0)
+        generated, step = evaluate.generate(run, 400, 0, torch.device("cpu"))
+        assert step == steps
+        found.append(evaluate.measure(generated, real, training, 0))
+    for name in DISTANCES:
+        early, later, late = (metrics[name]["value"] for metrics in found)
+        assert early > 1.1 * later > 1.3 * late > 2 * found[0][name]["floor"], name
+    early, later, late = (metrics["diversity"]["value"] for metrics in found)
+    assert early < 0.1 < later < 0.5 < late < 0.95
+    assert all(metrics["memorisation"]["value"] < 0.1 for metrics in found)
+
+
+# ---- Each number by its definition ----
+
+
+@pytest.fixture(scope="module")
+def three(faces):
+    """Three sides of 150 pictures at 16x16: fresh, fresh and pale, and the real ones."""
+    small = [
+        np.stack(
+            [np.asarray(Image.fromarray(face).resize((16, 16))) for face in faces["more"][i:j]]
+        )
+        for i, j in ((0, 150), (150, 300), (300, 450))
+    ]
+    return small[0], (small[1] * 0.8 + 20).astype(np.uint8), small[2]
+
+
+def test_sliced_wasserstein_by_its_definition(faces):
+    fake, real = (distances.patches_of(faces[side][:40], seed=3) for side in ("more", "trained"))
+    assert list(real) == [32, 16] and real[32].shape == (40 * 16, 3 * 7 * 7)
+    found = distances.sliced_wasserstein(fake, real, seed=5)
+    for side in real:
+        directions = ot.sliced.get_random_projections(147, 128, 5)
+        np.testing.assert_allclose(np.linalg.norm(directions, axis=0), 1)
+        apart = np.sort(fake[side] @ directions, 0) - np.sort(real[side] @ directions, 0)
+        assert found[f"swd_{side}"] == pytest.approx(np.abs(apart).mean(), rel=1e-3)
+    assert found["swd"] == pytest.approx((found["swd_32"] + found["swd_16"]) / 2)
+    assert distances.sliced_wasserstein(real, real, seed=5)["swd"] == pytest.approx(0, abs=1e-6)
+
+
+def test_patches_are_normalised_and_show_one_size_each(faces):
+    patches = distances.patches_of(faces["more"][:100], seed=0)
+    for level in patches.values():
+        channels = level.reshape(-1, 3, 49)
+        np.testing.assert_allclose(channels.mean((0, 2)), 0, atol=1e-3)
+        np.testing.assert_allclose(channels.std((0, 2)), 1, atol=1e-3)
+    pale = distances.patches_of((faces["more"][:100] // 2 + 30), seed=0)
+    for side in patches:  # neither contrast nor brightness shows
+        assert np.corrcoef(pale[side].ravel(), patches[side].ravel())[0, 1] > 0.99
+        np.testing.assert_allclose(pale[side].std(), 1, atol=1e-3)
+    # what differs from pixel to pixel shows at the first level alone
+    chequered = np.full((20, 64, 64, 3), 100, np.uint8)
+    chequered[:, ::2, ::2] = chequered[:, 1::2, 1::2] = 140
+    levels = distances.patches_of(chequered, seed=0)
+    assert list(levels) == [64, 32, 16]
+    assert np.abs(levels[64]).mean() > 0.9 and np.abs(levels[32]).mean() < 0.1
+
+
+def test_the_features_are_fixed():
+    """Their values in a picture that never changes: whoever changes these breaks all records."""
+    y, x = np.mgrid[:32, :32]
+    picture = np.stack([8 * x, 8 * y, (x * y) % 256], 2).astype(np.uint8)[None]
+    features = distances.features_of(picture)
+    assert features.shape == (1, 3 * 16 + 4 * 24)
+    found = features[0, [0, 40, 48, 72, 96, 120, 143]].tolist()
+    assert found == pytest.approx(PINNED, abs=1e-4)
+    assert distances.features_of(picture[..., :1]).shape == (1, 16 + 4 * 24)
+    flat = distances.features_of(np.full((1, 64, 64, 3), 77, np.uint8))[0]
+    assert len(flat) == 48 + 5 * 24 and flat[48:].abs().max() < 1e-5  # blind to flat areas
+
+
+def test_frechet_and_kernel_distance_by_their_definitions(three):
+    linalg = pytest.importorskip("scipy.linalg")
+    fresh, pale, real = (distances.features_of(side) for side in three)
+    found = distances.random_feature_distances(pale, real, seed=0)
+    spread, mean = real.std(0), real.mean(0)
+    spread = (spread**2 + (0.1 * spread.median()) ** 2).sqrt()
+    a, b = (((side - mean) / spread).numpy() for side in (pale, real))
+    root = linalg.sqrtm(np.cov(a.T) @ np.cov(b.T)).real
+    frechet = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
+    assert found["frechet_random"] == pytest.approx(frechet, rel=1e-3)
+
+    def kernel(x, y):
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    inner = sum(kernel(x, x).sum() - np.trace(kernel(x, x)) for x in (a, b))
+    squared = inner / (150 * 149) - 2 * kernel(a, b).mean()
+    assert found["kernel_random"] == pytest.approx(squared, rel=1e-6)
+    better = distances.random_feature_distances(fresh, real, seed=0)
+    assert all(better[name] < found[name] for name in found)
+
+
+def test_what_hardly_differs_in_real_pictures_does_not_count_for_all():
+    """A corner that is always black, and by one shade of grey is not."""
+    rng = np.random.default_rng(0)
+    real = rng.integers(0, 256, (300, 16, 16, 1), np.uint8)
+    real[:, :4, :4] = 0
+    fake = rng.integers(0, 256, (300, 16, 16, 1), np.uint8)
+    fake[:, :4, :4] = 1
+    features = [distances.features_of(side) for side in (fake, real)]
+    assert distances.random_feature_distances(*features, seed=0)["frechet_random"] < 100
+
+
+def test_variety_by_its_definition(three):
+    fresh, _, real = map(distances.thumbnails_of, three)
+    found = distances.variety(fresh, real)
+    expected = torch.pdist(fresh).mean() / torch.pdist(real).mean()
+    assert found["diversity"] == pytest.approx(float(expected), rel=1e-4)
+
+    def nearest(x):
+        apart = torch.cdist(x, x) + torch.eye(len(x)) * 1e9
+        return apart.min(1).values
+
+    share = (nearest(fresh) <= nearest(real).quantile(0.05)).double().mean()
+    assert found["repetition"] == pytest.approx(float(share), abs=0.01)
+    twins = torch.cat([fresh[:130], fresh[:20]])  # 40 of 150 have one
+    assert distances.variety(twins, real)["repetition"] == pytest.approx(40 / 150, abs=0.06)
+    assert distances.variety(fresh[:1].repeat(150, 1), real)["repetition"] == 1
+
+
+def test_thumbnails_are_means_of_pixels(faces):
+    small = distances.thumbnails_of(faces["more"][:3]).reshape(3, 3, 16, 16)
+    blocks = faces["more"][:3].reshape(3, 16, 2, 16, 2, 3).mean((2, 4))
+    np.testing.assert_allclose(small.numpy(), np.moveaxis(blocks, 3, 1) / 127.5 - 1, atol=1e-5)
+
+
+def test_pale_or_blurred_pictures_do_not_look_copied():
+    """They are near to everything, to what was trained on as to what was not."""
+    rng = np.random.default_rng(0)
+    kinds = rng.normal(0, 1, (20, 48))
+    points = (kinds[rng.integers(0, 20, 3000)] + rng.normal(0, 1, (3000, 48))).astype(np.float32)
+    training, unseen, fresh = map(
+        torch.from_numpy, (points[:2000], points[2000:2500], points[2500:])
+    )
+    for share in (1, 0.7, 0.4):
+        value, floor = distances.memorisation(fresh * share, training, unseen)
+        assert value < 0.09 and floor == pytest.approx(0.05, abs=0.02)
+    half = torch.cat([training[:250], fresh[:250]])
+    assert distances.memorisation(half, training, unseen)[0] == pytest.approx(0.525, abs=0.02)
+
+
+# ---- The script ----
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, data_dir):
+    """A run on drawn faces, hardly trained."""
+    files = load("WGAN-GP")
+    sizes = {"image_size": 16, "g_width": 4, "d_width": 4, "z_dim": 8, "batch_size": 8}
+    where = {"data_dir": data_dir, "runs_dir": str(tmp_path_factory.mktemp("runs"))}
+    config = files.train.Config(**sizes, **where, max_steps=3, device="cpu", name="x")
+    return files.train.train(config)
+
+
+@pytest.fixture
+def run(trained, tmp_path, monkeypatch):
+    """A copy of that run, and no Inception weights anywhere; bars and their threads are off."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(distances, "PROJECTIONS", 16)
+    copy = shutil.copytree(trained, tmp_path / "run")
+    facts = json.loads((copy / "run.json").read_text())
+    facts["cache"] = str((trained / facts["cache"]).resolve())
+    (copy / "run.json").write_text(json.dumps(facts))
+    return copy
+
+
+def call(monkeypatch, *argv):
+    monkeypatch.setattr("sys.argv", ["evaluate.py", *map(str, argv)])
+    evaluate.main()
+
+
+def rows_of(run):
+    return [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
+
+
+def files_in(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.*")}
+
+
+def test_what_it_writes(run, monkeypatch, capsys):
+    before = files_in(run)
+    call(monkeypatch, run, "--num", 300)
+    after = files_in(run)
+    assert before.items() <= after.items()
+    (events,) = (name for name in set(after) - set(before) if name.startswith("evaluation/"))
+    assert set(after) - set(before) == {"evaluation.jsonl", events}
+    (row,) = rows_of(run)
+    assert row["step"] == 3 and row["images"] == 3 * 5 * 8
+    assert row["num"] == 300 and row["seed"] == 0 and row["resize"] == "none"
+    assert row["held_out"] == "drawn" and row["weights"] is None
+    assert row["versions"]["torch"] and row["versions"]["torch-fidelity"] and row["versions"]["POT"]
+    assert set(row["metrics"]) == OFFLINE | {"swd_16"}
+    assert all(set(found) == {"value", "floor"} for found in row["metrics"].values())
+    scalars = EventAccumulator(str(run / "evaluation")).Reload()
+    assert set(scalars.Tags()["scalars"]) == {f"evaluation/{name}" for name in row["metrics"]}
+    (event,) = scalars.Scalars("evaluation/frechet_random")
+    assert event.step == 3
+    assert event.value == pytest.approx(row["metrics"]["frechet_random"]["value"])
+    text = capsys.readouterr().out
+    for word in (str(run / "evaluation.jsonl"), "300 generated", "seed 0", "resize: none", "few"):
+        assert word in text
+    assert "weights are missing" in text and "--inception" in text and "checkpoints" in text
+    lines = re.findall(r"^ *(\w+) +([-.e\d]+) +([-.e\d]+)   .*", text, re.M)
+    assert [name for name, *_ in lines] == list(row["metrics"])
+    for name, value, floor in lines:
+        found = row["metrics"][name]
+        assert (float(value), float(floor)) == pytest.approx(tuple(found.values()), rel=1e-3)
+    head = text.index("better")
+    assert max(map(len, text[head : text.index("appended")].splitlines())) <= 80
+
+
+def test_the_same_seed_gives_the_same_numbers(run, monkeypatch):
+    for seed in (0, 0, 1):
+        call(monkeypatch, run, "--num", 120, "--seed", seed)
+    first, again, other = (row["metrics"] for row in rows_of(run))
+    assert first == again
+    assert all(first[name] != other[name] for name in DISTANCES)
+
+
+def test_a_line_that_a_crash_cut_off_spoils_no_other(run, monkeypatch):
+    (run / "evaluation.jsonl").write_text('{"step": 1}\n{"st')
+    call(monkeypatch, run, "--num", 100)
+    lines = (run / "evaluation.jsonl").read_text().splitlines()
+    assert lines[:2] == ['{"step": 1}', '{"st'] and json.loads(lines[2])["step"] == 3
+
+
+def test_what_was_held_out_is_the_floor(tiny, tmp_path, monkeypatch, capsys):
+    """And where nothing was, one half of the training pictures against the other."""
+    monkeypatch.setattr(distances, "PROJECTIONS", 16)
+    rng = np.random.default_rng(0)
+    (tmp_path / "pictures").mkdir()
+    for i in range(420):
+        values = rng.integers(0, 256, (4, 4), np.uint8)
+        picture = Image.fromarray(values).resize((16, 16), Image.Resampling.BILINEAR)
+        picture.save(tmp_path / "pictures" / f"{i}.png")
+    files = load("simpleGAN")
+    make = {"data": str(tmp_path / "pictures"), "max_steps": 1}
+    found = {}
+    for hold_out in (0, 20, 130):
+        run = files.train.train(tiny(files, **make, hold_out=hold_out))
+        call(monkeypatch, run)
+        (found[hold_out],) = rows_of(run)
+        text = capsys.readouterr().out
+        assert ("memorisation is skipped; train with --hold-out" in text) == (hold_out < 100)
+        assert ("only 20 pictures were held out" in text) == (hold_out == 20)
+        assert ("no picture was held out" in text) == (hold_out == 0)
+    assert [row["num"] for row in found.values()] == [210, 200, 130]
+    kinds = ["half of the training pictures"] * 2 + ["held out"]
+    assert [row["held_out"] for row in found.values()] == kinds
+    assert set(found[130]["metrics"]) - set(found[0]["metrics"]) == {"memorisation"}
+    for row in found.values():  # real against real
+        assert row["metrics"]["swd"]["floor"] < 0.5 * row["metrics"]["swd"]["value"]
+        assert row["metrics"]["diversity"]["floor"] == pytest.approx(1, abs=0.1)
+
+
+def test_the_two_halves_share_no_picture(run):
+    training = np.arange(301).reshape(-1, 1, 1, 1)
+    real = evaluate.choose(run, training, training[:0], 1000, seed=0)
+    assert len(real.training) == len(real.unseen) == 150
+    assert not set(real.training.ravel()) & set(real.unseen.ravel())
+
+
+def test_going_on_with_a_training_keeps_what_was_measured(tiny, monkeypatch):
+    monkeypatch.setattr(distances, "PROJECTIONS", 16)
+    files = load("DCGAN")
+    run = files.train.train(tiny(files, name="x"))
+    call(monkeypatch, run, "--num", 100)
+    files.train.train(tiny(files, resume="x", max_steps=8))
+    call(monkeypatch, run, "--num", 100)
+    assert [row["step"] for row in rows_of(run)] == [4, 8]
+    scalars = EventAccumulator(str(run / "evaluation")).Reload()
+    assert [event.step for event in scalars.Scalars("evaluation/swd")] == [4, 8]
+    curve = EventAccumulator(str(run)).Reload().Scalars("loss_g")
+    assert [event.step for event in curve] == [2, 4, 6, 8]
+
+
+def test_bad_input(run, monkeypatch, tmp_path):
+    for argv, named in (
+        (["nowhere"], "nowhere"),
+        ([run, "--num", 99], "--num 99"),
+        ([run, "--seed", -1], "--seed -1"),
+        ([run, "--device", "abacus"], "--device abacus"),
+        ([run, "--inception", tmp_path / "none.pth"], "none.pth: no such file"),
+    ):
+        with pytest.raises(runs.InputError, match=named):
+            call(monkeypatch, *argv)
+    assert not (run / "evaluation.jsonl").exists()
+    few = np.arange(150).reshape(-1, 1, 1, 1)
+    with pytest.raises(runs.InputError, match="too few"):
+        evaluate.choose(run, few, few[:0], 1000, 0)
+    with pytest.raises(runs.InputError, match="all the same"):
+        evaluate.choose(run, 0 * few, few, 1000, 0)
+
+
+def test_a_missing_library_is_named_with_its_remedy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ot", None)
+    with pytest.raises(runs.InputError, match="pip install POT"):
+        distances.sliced_wasserstein({}, {16: np.zeros((1, 1))}, 0)
+
+
+def test_the_help_fits_a_terminal(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        evaluate.parse_arguments(["--help"])
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    for name in evaluate.BETTER:
+        assert name in text
+
+
+# ---- Inception ----
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A file such as torch-fidelity publishes, but with random weights."""
+    module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "load_state_dict_from_url", lambda *_, **__: None)
+        patch.setattr(module.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        network = module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    rng = torch.Generator().manual_seed(0)
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+            torch.nn.init.kaiming_normal_(layer.weight, generator=rng)
+    path = tmp_path_factory.mktemp("weights") / "inception.pth"
+    torch.save(network.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def small_inception(monkeypatch):
+    """Let Inception look at 75x75 pixels, the least it can: 16 times as fast."""
+    module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    monkeypatch.setattr(module.FeatureExtractorInceptionV3, "INPUT_IMAGE_SIZE", 75)
+
+
+class Bytes(torch.utils.data.Dataset):
+    """Pictures as torch-fidelity takes them: uint8 (3, H, W)."""
+
+    def __init__(self, pictures):
+        self.pictures = pictures
+
+    def __len__(self):
+        return len(self.pictures)
+
+    def __getitem__(self, i):
+        return torch.from_numpy(self.pictures[i]).movedim(2, 0)
+
+
+@pytest.mark.parametrize("fewest", [30, 2048])
+def test_fid_and_its_kin(run, weights, small_inception, monkeypatch, capsys, fewest):
+    """They are what torch-fidelity gets from the same pictures by itself."""
+    from torch_fidelity import calculate_metrics
+
+    monkeypatch.setattr(distances, "FEWEST_FOR_FID", fewest)
+    monkeypatch.setattr(evaluate, "LEAST", 30)
+    call(monkeypatch, run, "--num", 30, "--inception", weights, "--device", "cpu")
+    text = capsys.readouterr().out
+    assert ("fid: refused, it needs 2,048 pictures" in text) == (fewest == 2048)
+    assert "other weights than usual" in text and "bilinear" in text
+    (row,) = rows_of(run)
+    names = {"kid", "inception_score", "precision", "recall"} | ({"fid"} if fewest == 30 else set())
+    assert set(row["metrics"]) == OFFLINE | {"swd_16"} | names
+    assert row["resize"].startswith("bilinear to 299x299")
+    name, digest = row["weights"].split(" sha256:")
+    assert name == "inception.pth" and len(digest) == 64 and digest in text
+
+    pictures, held_out = runs.load_pictures(run)
+    real = evaluate.choose(run, pictures, held_out, 30, 0)
+    generated, _ = evaluate.generate(run, 30, 0, torch.device("cpu"))
+    expected = calculate_metrics(
+        input1=Bytes(generated),
+        input2=Bytes(real.training),
+        feature_extractor="inception-v3-compat",
+        feature_extractor_weights_path=str(weights),
+        fid="fid" in names,
+        **{name: True for name in ("isc", "kid", "prc", "save_cpu_ram")},
+        kid_subset_size=30,
+        rng_seed=0,
+        **{name: False for name in ("cuda", "cache", "verbose")},
+    )
+    theirs = {"fid": "frechet_inception_distance", "kid": "kernel_inception_distance_mean"}
+    theirs |= {"inception_score": "inception_score_mean"}
+    for name in names:
+        found = row["metrics"][name]
+        assert found["value"] == pytest.approx(expected[theirs.get(name, name)], rel=1e-3)
+        worse = found["value"] < found["floor"]
+        assert worse == (name in ("inception_score", "precision", "recall")), name
+
+
+def test_grey_pictures_reach_inception(three, weights, small_inception):
+    inception = distances.Inception(weights, torch.device("cpu"))
+    grey = three[0][:4, ..., :1]
+    features, logits = inception.describe(grey)
+    assert features.shape == (4, 2048) and logits.shape == (4, 1008)
+    assert torch.equal(features, inception.describe(np.repeat(grey, 3, 3))[0])
+
+
+def test_weights_are_found_where_torch_keeps_them(weights, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    path, url = distances.find_inception(None)
+    assert path.parent == tmp_path / "hub" / "checkpoints" and url.endswith(path.name)
+    assert evaluate.load_inception(None, torch.device("cpu")) is None
+    path.parent.mkdir(parents=True)
+    shutil.copy(weights, path)
+    inception = evaluate.load_inception(None, torch.device("cpu"))
+    assert inception.name.startswith(path.name)
+
+
+def test_a_weights_file_runs_no_code(tmp_path, monkeypatch):
+    class Trap:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "sprung"), "w"))
+
+    torch.save({"fc.weight": Trap()}, tmp_path / "trap.pth")
+    torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "other.pth")
+    (tmp_path / "text.pth").write_text("no weights")
+    for name in ("trap", "other", "text"):
+        with pytest.raises(runs.InputError, match=f"{name}.pth does not hold the Inception"):
+            distances.Inception(tmp_path / f"{name}.pth", torch.device("cpu"))
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_the_script_ends_without_a_traceback(tmp_path):
+    command = [sys.executable, TOP / "evaluate.py", "nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == (
+        "evaluate.py: error: nowhere: not a run (no such folder, and no run of this name)\n"
+    )

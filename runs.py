@@ -223,6 +223,8 @@ def load_generator(path: Path) -> tuple["nn.Module", dict[str, Any]]:
 
 def check_arguments(arguments: dict[str, Any]) -> None:
     """Raise ValueError unless a generator of such sizes could be one of ours."""
+    if not isinstance(arguments, dict):
+        raise ValueError("its arguments are no JSON object")
     for name, value in arguments.items():
         possible = {"image_size": IMAGE_SIZES, "channels": (1, 3)}.get(name, range(1, 2**14))
         if type(value) is not int or value not in possible:

@@ -262,7 +262,8 @@ def load_pictures(run: Path) -> tuple["np.ndarray", "np.ndarray"]:
         try:
             found = data.open_cache(run / facts.get("cache", ""), hold_out)
         except data.Damaged:  # it was deleted, or the run comes from elsewhere
-            root = settings["data_dir"] or str(TOP / facts["model"] / "data")
+            root = settings["data_dir"]  # only one that is there: a stranger may have named it
+            root = root if root and Path(root).is_dir() else str(TOP / facts["model"] / "data")
             text, _, *how = (settings[name] for name in names)
             beside = TOP / facts["model"] / text  # the training was started there, most likely
             text = str(beside) if beside.exists() and not Path(text).exists() else text

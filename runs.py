@@ -228,6 +228,8 @@ def load_generator(path: Path) -> tuple["nn.Module", dict[str, Any]]:
 
 def check_arguments(arguments: dict[str, Any]) -> None:
     """Raise ValueError unless a generator of such sizes could be one of ours."""
+    if not isinstance(arguments, dict):
+        raise ValueError("its arguments are no JSON object")
     for name, value in arguments.items():
         possible = {"image_size": IMAGE_SIZES, "channels": (1, 3)}.get(name, range(1, 2**14))
         if type(value) is not int or value not in possible:
@@ -265,7 +267,8 @@ def load_pictures(run: Path) -> tuple["np.ndarray", "np.ndarray"]:
         try:
             found = data.open_cache(run / facts.get("cache", ""), hold_out)
         except data.Damaged:  # it was deleted, or the run comes from elsewhere
-            root = settings["data_dir"] or str(TOP / facts["model"] / "data")
+            root = settings["data_dir"]  # only one that is there: a stranger may have named it
+            root = root if root and Path(root).is_dir() else str(TOP / facts["model"] / "data")
             text, _, *how = (settings[name] for name in names)
             beside = TOP / facts["model"] / text  # the training was started there, most likely
             text = str(beside) if beside.exists() and not Path(text).exists() else text

@@ -143,10 +143,15 @@ def find_file(name: str) -> Path:
     """Find a JSON file from the current folder, or else beside this file, as quick.json is.
 
     Raises:
-        InputError: it is in neither.
+        InputError: it is in neither, or holds no JSON object.
     """
     for path in (Path(name), HERE / name):
         if path.is_file():
+            try:
+                if path.stat().st_size > 2**20 or not isinstance(read_json(path), dict):
+                    raise ValueError("no JSON object, or more than a megabyte")
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"--config {name}: {error}") from None
             return path
     raise InputError(f"--config {name}: no such file")
 

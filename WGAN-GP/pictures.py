@@ -31,6 +31,7 @@ MOST_PIXELS = 50_000_000  # of one picture, and of all that are being decoded
 MOST_BYTES = 300_000_000  # of one file, and of all that are being read
 MOST_NAMES = 2**26  # bytes of a zip's table of contents, which lies in memory as a whole
 SLOW = {"bmp_rle", "ppm", "ppm_plain"}  # decoders that Pillow has in Python
+FAXES = {"tiff_ccitt", "group3", "group4"}  # of damaged ones libtiff prints a line for every row
 
 
 class Room:
@@ -236,6 +237,8 @@ def open_picture(content: bytes, image_size: int) -> tuple[Image.Image, int]:
     tags = getattr(image, "tag_v2", {})
     if tags.get(322, 0) * tags.get(323, 0) > 2 * pixels + 2**20:
         raise ValueError("its tiles are far larger than the picture")
+    if image.info.get("compression") in FAXES:
+        raise ValueError("a fax")
     if image.info.get("progressive") and content.count(b"\xff\xda") > 100:  # ten are usual
         raise ValueError("a JPEG of too many scans")
     if len(image.info.get("exif", b"")) > 2**16:  # what a segment of a JPEG can hold

@@ -169,7 +169,7 @@ def ordinary_pictures() -> dict[str, bytes]:
         "jpeg.tif": encoded(rgb, "TIFF", compression="jpeg"),
         "sixteen.tif": encoded(sixteen, "TIFF", compression="tiff_adobe_deflate"),
         "real.tif": encoded(real, "TIFF"),
-        "fax.tif": encoded(rgb.convert("1"), "TIFF", compression="group4"),
+        "bits.tif": encoded(rgb.convert("1"), "TIFF", compression="packbits"),
         "rgb.ppm": encoded(rgb, "PPM"),
         "text.pgm": b"P2 # grey\n20 20 15\n" + b"7 " * 400,
     }
@@ -181,7 +181,9 @@ def ordinary_pictures() -> dict[str, bytes]:
 def zipped(path: Path, entries: dict[str, bytes], method=zipfile.ZIP_DEFLATED) -> Path:
     with zipfile.ZipFile(path, "w", method, compresslevel=1) as archive:
         for name, content in entries.items():
-            archive.writestr(name, content)
+            entry = zipfile.ZipInfo()
+            entry.filename, entry.compress_type = name, method  # as it is, be it odd
+            archive.writestr(entry, content)
     return path
 
 

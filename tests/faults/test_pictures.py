@@ -141,7 +141,10 @@ def test_programs_and_rare_formats_are_no_pictures(data, folder, tmp_path, monke
     (folder / "program.png").write_bytes(eps)
     (folder / "program.eps").write_bytes(eps)
     (folder / "icon.jpg").write_bytes(encoded(Image.new("RGB", (32, 32)), "ICO"))
-    only_the_good_one(read(data, folder), "program.png: no picture", "icon.jpg: no picture")
+    fax = encoded(Image.new("1", (20, 20)), "TIFF", compression="group4")
+    (folder / "fax.tif").write_bytes(fax)
+    refused = ("program.png: no picture", "icon.jpg: no picture", "fax.tif: a fax")
+    only_the_good_one(read(data, folder), *refused)
 
 
 # ---- refused by name ----

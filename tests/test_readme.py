@@ -56,7 +56,7 @@ def check(folder, words):
     elif program == "python" and arguments[0].startswith("benchmarks/"):
         ast.parse((TOP / arguments[0]).read_text())
     elif words[:3] == ["python", "-m", "pytest"]:
-        assert words[3:] in ([], ["-m", "long"])
+        assert words[3:] in (["-n", "2"], ["-m", "long"])
     elif program.startswith("scripts/"):
         folder = re.fullmatch(r"scripts/train_(.+)\.sh", program)[1]
         files = load(folder)
@@ -87,7 +87,7 @@ def test_every_command_is_understood(command):
 
 def test_there_are_commands_to_check():
     assert len(COMMANDS) >= 12
-    assert "python -m pytest" in COMMANDS
+    assert "python -m pytest -n 2" in COMMANDS
     assert {f"cd {folder} && python train.py --config quick.json" for folder in FOLDERS} <= set(
         COMMANDS
     )

@@ -148,8 +148,9 @@ def find_file(name: str) -> Path:
     for path in (Path(name), HERE / name):
         if path.is_file():
             try:
-                if path.stat().st_size > 2**20 or not isinstance(read_json(path), dict):
-                    raise ValueError("no JSON object, or more than a megabyte")
+                found = read_json(path) if path.stat().st_size < 2**20 else None
+                if not isinstance(found, dict) or "config" in found:
+                    raise ValueError("it is no JSON object of settings")
             except (ValueError, RecursionError) as error:
                 raise InputError(f"--config {name}: {error}") from None
             return path

@@ -69,6 +69,45 @@ def test_a_thousand_damaged_files(kind, run, tmp_path):
     damaged([kind], 100 if kind == "hostile" else 1000, run, tmp_path)
 
 
+LARGE = """
+import os, resource, sys
+sys.path[:0] = sys.argv[1:3]
+import data, hostile, pictures, utils
+from PIL import Image
+os.cpu_count = lambda: 64
+side, folder = 7000, sys.argv[3] + "/p"
+os.mkdir(folder)
+for mode, kind, how in (
+    ("RGBA", "PNG", {}), ("LA", "PNG", {}), ("I;16", "PNG", {}), ("P", "GIF", {"transparency": 0}),
+    ("F", "TIFF", {"compression": "tiff_adobe_deflate"}), ("RGBA", "TIFF", {}),
+    ("RGBA", "WEBP", {"lossless": True, "method": 0}), ("CMYK", "JPEG", {"progressive": True}),
+):
+    size = {"WEBP": 5000, "JPEG": 9400}.get(kind, side)
+    picture = hostile.encoded(Image.new(mode, (size, size)), kind, **how)
+    for i in range(2):
+        open(f"{folder}/{mode} {i}.{kind}".lower(), "wb").write(picture)
+picture = None
+pictures.give_back()
+if os.fork() == 0:  # so that the memory of making them does not count
+    utils.keep_freed_memory()  # as in a training
+    found = data.load_pictures(folder, sys.argv[3], 16, "data", 1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(len(found.images), len(found.skipped), round(peak * 1024 / 1e9, 2), flush=True)
+    os._exit(0)
+os.wait()
+"""
+
+
+@pytest.mark.long
+def test_large_pictures_side_by_side(tmp_path):
+    here = Path(__file__).parent
+    argv = [sys.executable, "-c", LARGE, here.parent.parent / "DCGAN", here, tmp_path]
+    done = subprocess.run(list(map(str, argv)), capture_output=True, text=True, timeout=300)
+    print(done.stdout, done.stderr[-2000:])
+    count, skipped, peak = done.stdout.split()
+    assert (int(count), int(skipped)) == (16, 0) and float(peak) < 2
+
+
 # ---- settings ----
 
 FIELDS = sorted({f.name for name in FOLDERS for f in dataclasses.fields(load(name).train.Config)})
@@ -80,7 +119,19 @@ VALUES = st.recursive(
 LIKELY = st.sampled_from(
     [64, 1, 3, 0.5, 1e-4, -1, 2**70, True, "data", "faces", "auto", "bf16", ""]
 )
-NAMES = st.sampled_from(FIELDS) | st.text(max_size=9)
+ODD = [
+    "config",
+    "help",
+    "print_config",
+    "lr.x",
+    ".",
+    "",
+    "__path__",
+    "LR",
+    "batch-size",
+    "no_graphs",
+]
+NAMES = st.sampled_from(FIELDS) | st.sampled_from(ODD) | st.text(max_size=9)
 OBJECTS = st.dictionaries(NAMES, LIKELY | VALUES, max_size=5)
 FLAGS = ["--no-graphs", "--config", *("--" + name.replace("_", "-") for name in FIELDS)]
 WORDS = st.text(max_size=12) | LIKELY.map(str) | PLAIN.map(json.dumps)
@@ -173,6 +224,7 @@ test_many_zips = pytest.mark.long(long(given(**ANY_ZIP)(zips_of_anything)))
     "content",
     [
         *(b"[" * 10**5, b'{"a":' * 10**5, b'{"epochs": ' + b"9" * 10**6 + b"}", b"\xff\xfe"),
+        *(b'{"config": false}', b'{"config": "quick.json"}', b'{"lr": {"lr": 1}}', bytes(2**20)),
         *(b'{"epochs": 1e999}', b'{"lr": 1e-999}', b'{"seed": NaN}', b'{"data": "\\ud800"}'),
     ],
 )

@@ -43,17 +43,21 @@ from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
+from generate import batch_size, draw, noise, place
 from runs import (
     InputError,
     find_run,
     images_per_step,
     load_generator,
     load_pictures,
+    pick_device,
     plain_errors,
     read_settings,
 )
@@ -97,43 +101,17 @@ class Real(NamedTuple):
     notes: list[str]  # what there is to say of the choice
 
 
-def pick_device(name: str) -> "torch.device":
-    """Find a device; `auto` takes the fastest.
-
-    Raises:
-        InputError: there is no such device.
-    """
-    import torch
-
-    if name == "auto":
-        found = torch.accelerator.current_accelerator(check_available=True)
-        return found or torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"--device {name}: not to be had here ({reason})") from None
-    return device
-
-
 def generate(run: Path, count: int, seed: int, device: "torch.device") -> tuple[np.ndarray, int]:
-    """Return so many pictures of a run's generator, uint8 (N, H, W, C), and its step."""
-    import torch
-    from tqdm import tqdm
-
+    """Return the pictures that generate.py makes of this seed, uint8 (N, H, W, C), and the step."""
     generator, about = load_generator(run)
-    generator.to(device)
-    rng = torch.Generator().manual_seed(seed)
-    z = torch.randn(count, about["arguments"]["z_dim"], generator=rng)
+    place(generator, device)
+    zs = islice(noise(seed, about["arguments"]["z_dim"]), count)
     found = []
-    bar = tqdm(total=count, desc="generating", unit="picture", leave=False, disable=None)
-    with bar, torch.no_grad():
-        for batch in z.split(64):
-            images = ((generator(batch.to(device)) + 1) * 127.5).round()
-            found.append(images.to("cpu", torch.uint8).movedim(1, 3))
-            bar.update(len(batch))
-    return torch.cat(found).numpy(), about["step"]
+    with tqdm(total=count, desc="generating", unit="picture", leave=False, disable=None) as bar:
+        for images in draw(generator, zs, batch_size(about["arguments"]["image_size"])):
+            found.append(images)
+            bar.update(len(images))
+    return np.concatenate(found), about["step"]
 
 
 def choose(run: Path, training: np.ndarray, held_out: np.ndarray, num: int, seed: int) -> Real:

@@ -21,6 +21,7 @@ pytest.importorskip("torch_fidelity")
 
 import distances  # noqa: E402
 import evaluate  # noqa: E402
+import generate  # noqa: E402
 import runs  # noqa: E402
 
 COUNT = 500  # pictures a side
@@ -268,6 +269,29 @@ def test_variety_by_its_definition(three):
     assert distances.variety(fresh[:1].repeat(150, 1), real)["repetition"] == 1
 
 
+def test_the_mean_distance_is_that_of_all_pairs(three):
+    fresh, _, real = map(distances.thumbnails_of, three)
+    assert distances.neighbours(fresh)[1] == pytest.approx(float(torch.pdist(fresh).mean()), 1e-4)
+    nearest, mean = distances.neighbours(fresh, real[:140], "")
+    apart = torch.cdist(fresh, real[:140])
+    assert mean == pytest.approx(float(apart.mean()), 1e-4)
+    torch.testing.assert_close(nearest, apart.min(1).values, rtol=1e-3, atol=1e-3)
+
+
+def test_memorisation_by_its_definition():
+    rng = torch.Generator().manual_seed(0)
+    fake, seen, unseen = (torch.randn(n, 12, generator=rng) for n in (300, 700, 200))
+    apart = torch.cdist(unseen, unseen).fill_diagonal_(torch.inf)
+    own = torch.cdist(unseen, seen).min(1).values / apart.min(1).values
+    ratio = torch.cdist(fake, seen).min(1).values / torch.cdist(fake, unseen).min(1).values
+    bounds = own[::2].quantile(0.05), own[1::2].quantile(0.05)
+    value = sum(float((ratio <= bound).double().mean()) for bound in bounds) / 2
+    shares = (own[1::2] <= bounds[0]).double().mean(), (own[::2] <= bounds[1]).double().mean()
+    found = distances.memorisation(fake, seen, unseen)
+    assert found == pytest.approx((value, float(sum(shares) / 2)), abs=0.004)
+    assert shares[0] != shares[1]
+
+
 def test_thumbnails_are_means_of_pixels(faces):
     small = distances.thumbnails_of(faces["more"][:3]).reshape(3, 3, 16, 16)
     blocks = faces["more"][:3].reshape(3, 16, 2, 16, 2, 3).mean((2, 4))
@@ -367,6 +391,14 @@ def test_the_same_seed_gives_the_same_numbers(run, monkeypatch):
     assert all(first[name] != other[name] for name in DISTANCES)
 
 
+def test_the_pictures_are_those_that_generate_py_makes(run, monkeypatch, tmp_path):
+    argv = [run, "--num", 70, "--seed", 3, "--npz", tmp_path / "x.npz", "--device", "cpu"]
+    monkeypatch.setattr("sys.argv", ["generate.py", *map(str, argv)])
+    generate.main()
+    found, step = evaluate.generate(run, 70, 3, torch.device("cpu"))
+    assert np.array_equal(found, np.load(tmp_path / "x.npz")["images"]) and step == 3
+
+
 def test_a_line_that_a_crash_cut_off_spoils_no_other(run, monkeypatch):
     (run / "evaluation.jsonl").write_text('{"step": 1}\n{"st')
     call(monkeypatch, run, "--num", 100)
@@ -394,6 +426,7 @@ def test_what_was_held_out_is_the_floor(tiny, tmp_path, monkeypatch, capsys):
         assert ("memorisation is skipped; train with --hold-out" in text) == (hold_out < 100)
         assert ("only 20 pictures were held out" in text) == (hold_out == 20)
         assert ("no picture was held out" in text) == (hold_out == 0)
+        assert f"{found[hold_out]['num']} pictures a side, not 2,500" in text
     assert [row["num"] for row in found.values()] == [210, 200, 130]
     kinds = ["half of the training pictures"] * 2 + ["held out"]
     assert [row["held_out"] for row in found.values()] == kinds
@@ -537,6 +570,18 @@ def test_fid_and_its_kin(run, weights, small_inception, monkeypatch, capsys, few
         assert found["value"] == pytest.approx(expected[theirs.get(name, name)], rel=1e-3)
         worse = found["value"] < found["floor"]
         assert worse == (name in ("inception_score", "precision", "recall")), name
+
+
+def test_precision_and_recall_are_not_mixed_up():
+    """Of two kinds of pictures only one is generated, and all of them look real."""
+    rng = torch.Generator().manual_seed(0)
+    real, fake = torch.randn(2, 200, 6, generator=rng)
+    real[:100] += 50
+    logits = torch.full((200, 10), -50.0)
+    logits[torch.arange(200), torch.arange(200) % 5] = 50  # five classes, each guess is sure
+    found = distances.inception_distances((fake, logits), (real, logits), seed=0)
+    assert found["precision"] > 0.8 and found["recall"] < 0.6
+    assert found["inception_score"] == pytest.approx(5, rel=0.15) and "fid" not in found
 
 
 def test_grey_pictures_reach_inception(three, weights, small_inception):

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 import symptoms
 from run_record import Record, read_record
 from runs import MODELS, InputError, find_run, model_runs, plain_errors, read_facts
@@ -57,7 +59,8 @@ def examine(record: Record) -> tuple[dict[str, Finding], list[str], dict[str, st
         if record.model not in check.models:
             continue
         try:
-            finding = check.find(record)
+            with np.errstate(invalid="ignore"):  # rows that are no numbers are found as such
+                finding = check.find(record)
         except CannotTell as error:
             unknown[check.name] = str(error)
             continue

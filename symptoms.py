@@ -19,22 +19,22 @@ USUAL_LR = {"simpleGAN": 5e-5, "DCGAN": 5e-5, "WGAN": 5e-5, "WGAN-GP": 1e-4}  # 
 
 TAIL = 0.25  # of the rows: what the run does now
 LEAST_ROWS = 4  # fewer say nothing
-# lr * steps bounds how far Adam or RMSProp moves a weight; weights begin with a spread of 0.02.
-YOUNG = 0.05
+# lr * steps is about the farthest that a weight has moved; weights begin with a spread of 0.02.
+SETTLED = 0.05  # by then the critic's weights and slopes are no longer those of the beginning
+GROWN = 0.1  # by then pictures differ: a simpleGAN draws one face over and over until 0.07
 
 BLOWN_UP = 1000  # a cross entropy. Healthy: 10; discriminator has won: 300; diverged: 8e3 to 1e18
 # loss_d is 1.39 for a discriminator that guesses, 0 for one that is right and sure. Healthy: 0.08
-SURE = 0.05
-# -log D(G(z)): it takes fakes for real with a chance of 1 in 1,100. Healthy: 4.8, and 9.3 for a
-# while in a simpleGAN, with a loss_d of 0.1
+SURE = 0.1
+# -log D(G(z)): it takes fakes for real with a chance of 1 in 1,100. Healthy: 4.8
 SURE_OF_FAKES = 7.0
 FAKES_WITH_MINIMAX = 0.001  # D(G(z)); loss_g says less then. Healthy: 0.04
 
-# Mean distance of two samples, by that of two real pictures. Healthy, not young: 0.24 (simpleGAN)
-LEAST_DIVERSITY = 0.2
+# Mean distance of two samples, by that of two real pictures. Healthy: 0.38; one face only: 0.25
+LEAST_DIVERSITY = 0.3
 # Distance to the nearest other sample by the mean distance, by the same of real pictures: falls
 # to 0 as samples gather round a few points. Healthy: 0.6 (simpleGAN)
-LEAST_APART = 0.3
+LEAST_APART = 0.4
 
 # Root of the mean of (slope - 1)^2, which `penalty` is. Healthy: 0.36; lambda 1: 1; 0.1: 9
 SLOPE_OFF = 0.5
@@ -52,12 +52,14 @@ FAR = 2.0
 
 TREND = 1 / 3  # of the rows
 TREND_ROWS = 18  # fewer show no trend
-DEVIATIONS = 2.5  # beyond chance, of the pairs of rows in which the later is lower (Mann, Kendall)
+TREND_POINTS = 100  # means of so many rows each that no more are left
+DEVIATIONS = 2.5  # beyond chance, of the pairs of times of which the later is lower (Mann, Kendall)
 FALL = 0.05  # by which the estimate must fall over these rows, or it is as good as flat
 
 # "Only a few thousand" is where the ADA paper puts good results, and that with its augmentation,
 # which is not used here.
 FEW = 2000
+FEWEST = 8  # to compare anything with
 
 LEAST_HELD_OUT = 50  # fewer do not show what is near
 NEAR = 0.05  # as near as this share of the held-out pictures
@@ -105,21 +107,23 @@ def needed(record: Record, *names: str) -> list[np.ndarray]:
     """Return these fields of the record.
 
     Raises:
-        CannotTell: one of them is None.
+        CannotTell: one of them is None, or there are too few pictures to compare with.
     """
     for name in names:
         if getattr(record, name) is None:
             raise CannotTell(record.missing.get(name, f"there are no {name.replace('_', ' ')}"))
+        if name == "trained" and len(record.trained) < FEWEST:
+            raise CannotTell(f"{len(record.trained)} training pictures show no variety")
     return [getattr(record, name) for name in names]
 
 
-def grown_up(record: Record, step: float) -> None:
+def not_young(record: Record, step: float, moved: float) -> None:
     """Raise CannotTell while weights are about where they began: all runs look sick there."""
     lr = record.settings["lr"]
-    if lr * step < YOUNG:
+    if lr * step < moved:
         raise CannotTell(
             f"the run is too young: {step:,.0f} steps of size {lr:g}, and this takes "
-            f"{np.ceil(YOUNG / lr):,.0f}"
+            f"{np.ceil(moved / lr):,.0f}"
         )
 
 
@@ -214,7 +218,7 @@ def discriminator_won(record: Record) -> Finding | None:
 def collapsed(record: Record) -> Finding | None:
     """Samples that are nearly equal, or that gather round a few points."""
     samples, trained = needed(record, "samples", "trained")
-    grown_up(record, record.sampled_at)
+    not_young(record, record.sampled_at, GROWN)
     real = small(some(trained, SAMPLES))
     mean, near = spread(small(samples))
     real_mean, real_near = (max(value, 1e-6) for value in spread(real))
@@ -229,13 +233,15 @@ def collapsed(record: Record) -> Finding | None:
         found = Evidence("nearest twin by real", when, apart, f"below {LEAST_APART}")
     else:
         return None
-    settings, advice = record.settings, [lower_lr(record)]
+    settings, advice = record.settings, []
+    if record.model in GANS and settings["beta1"] > 0.5:
+        advice.append(f"--beta1 0.5: the DCGAN paper's; this run's was {settings['beta1']:g}")
+    if settings["lr"] > USUAL_LR[record.model]:
+        advice.append(lower_lr(record))
     if record.model in GANS:
-        if settings["beta1"] > 0.5:
-            advice.append(f"--beta1 0.5: this run's was {settings['beta1']:g}")
         advice.append(f"--batch-size {2 * settings['batch_size']}: more pictures to tell apart")
         advice.append(
-            "Train the WGAN-GP on the same pictures: its critic has gradients where it is sure"
+            "Train the WGAN-GP on the same pictures: a critic that is sure still gives gradients"
         )
     else:
         advice.append(f"--n-critic {2 * settings['n_critic']}: a critic nearer to its best")
@@ -252,7 +258,7 @@ def collapsed(record: Record) -> Finding | None:
 def penalty_off(record: Record) -> Finding | None:
     """Slopes far from 1: the estimate is then of nothing in particular."""
     rows, settings = last_rows(record), record.settings
-    grown_up(record, rows["step"][-1])
+    not_young(record, rows["step"][-1], SETTLED)
     off, slope = np.sqrt(np.median(rows["penalty"])), np.median(rows["slope"])
     if not off > SLOPE_OFF:
         return None
@@ -278,7 +284,7 @@ def penalty_off(record: Record) -> Finding | None:
 def clamp_saturated(record: Record) -> Finding | None:
     """Nearly all critic weights at the bound: little is left for the critic to say."""
     rows, settings = last_rows(record), record.settings
-    grown_up(record, rows["step"][-1])
+    not_young(record, rows["step"][-1], SETTLED)
     clipped = np.median(rows["clipped"])
     if not clipped > PINNED:
         return None
@@ -307,24 +313,19 @@ def critic_weak(record: Record) -> Finding | None:
     jumps = np.median(np.abs(np.diff(estimate))) / 0.954  # 0.954: so that noise has its deviation
     below = np.mean(estimate <= 0)
     if below > NEGATIVE_ROWS:
-        sign = ("share of rows at or below 0", below, f"above {NEGATIVE_ROWS}")
+        sign = ("share of rows at or below 0", rows["when"], below, f"above {NEGATIVE_ROWS}")
     elif level < VANISHED:
-        sign = (
-            "wasserstein",
-            level,
-            f"below {VANISHED:g}, lost beside what optimisers add to gradients",
-        )
+        sign = ("wasserstein", rows["when"], level, f"below {VANISHED:g}: gradients too small")
     elif level < LEAST_SIGNAL * jumps:
-        sign = ("wasserstein by its jumps", level / jumps, f"below {LEAST_SIGNAL:g}")
+        sign = ("wasserstein by its jumps", rows["when"], level / jumps, f"below {LEAST_SIGNAL:g}")
     else:
         return None
-    name, value, threshold = sign
     samples, trained = needed(record, "samples", "trained")
     far = farness(small(samples), small(some(trained, 2 * len(samples))))
     if far < FAR:
         return None  # there is hardly a distance to estimate
     found = [
-        Evidence(name, rows["when"], value, threshold),
+        Evidence(*sign),
         Evidence("distance by real", f"step {record.sampled_at:,}", far, f"above {FAR:g}"),
     ]
     calls, width = settings["n_critic"], settings["d_width"]
@@ -332,10 +333,9 @@ def critic_weak(record: Record) -> Finding | None:
         f"--n-critic {max(5, 2 * calls)}: this run's was {calls}",
         f"--d-width {max(64, 2 * width)}: this run's was {width}",
     ]
-    if settings.get("clip_value", 1) < 0.01:
-        advice.insert(
-            0, f"--clip-value 0.01: the paper's; this run's was {settings['clip_value']:g}"
-        )
+    bound = settings.get("clip_value", 1)
+    if bound < 0.01:
+        advice.insert(0, f"--clip-value 0.01: the paper's; this run's was {bound:g}")
     return Finding(
         "The critic is too weak: it tells the samples from real pictures no better than chance, "
         "although they differ, so its estimate means nothing.",
@@ -349,14 +349,17 @@ def critic_weak(record: Record) -> Finding | None:
 def still_falling(record: Record) -> Finding | None:
     """An estimate that goes on falling: the pictures are still getting better."""
     rows = last_rows(record, TREND, TREND_ROWS)
-    steps, estimate = rows["step"], rows["wasserstein"]
+    count = min(len(rows["step"]), TREND_POINTS)
+    steps, estimate = (
+        np.array([part.mean() for part in np.array_split(rows[name], count)])
+        for name in ("step", "wasserstein")
+    )
     level = np.median(estimate)
-    first, second = np.triu_indices(len(steps), 1)
+    first, second = np.triu_indices(count, 1)
     change = estimate[second] - estimate[first]
     rate = np.median(change / (steps[second] - steps[first]))  # Theil and Sen's slope
     fall, lower = -rate * (steps[-1] - steps[0]) / level, np.mean(change < 0)
-    n = len(steps)
-    chance = 0.5 + DEVIATIONS * np.sqrt((2 * n + 5) / (18 * n * (n - 1)))
+    chance = 0.5 + DEVIATIONS * np.sqrt((2 * count + 5) / (18 * count * (count - 1)))
     if not (level > 0 and fall > FALL and lower > chance):
         return None
     settings = record.settings
@@ -369,7 +372,7 @@ def still_falling(record: Record) -> Finding | None:
         "Train on: the estimate is still falling, so the pictures are still getting better.",
         [
             Evidence("fall of wasserstein", rows["when"], fall, f"above {FALL}, of its level"),
-            Evidence("pairs of rows, later lower", rows["when"], lower, f"above {chance:.2f}"),
+            Evidence("pairs of times, later lower", rows["when"], lower, f"above {chance:.2f}"),
         ],
         [f"cd {record.model} && python train.py {record.resume}{longer}"],
         "WGAN, arXiv:1701.07875, section 4.2: the estimate falls as samples improve",

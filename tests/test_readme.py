@@ -13,10 +13,12 @@ from conftest import FOLDERS, TOP, load
 from packaging.requirements import Requirement
 
 import compare
+import doctor
+import evaluate
 import generate
 import make_gif
 
-SCRIPTS = {"make_gif.py": make_gif, "generate.py": generate, "compare.py": compare}
+SCRIPTS = {f"{m.__name__}.py": m for m in (compare, doctor, evaluate, generate, make_gif)}
 
 README = (TOP / "README.md").read_text()
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S)
@@ -52,7 +54,7 @@ def check(folder, words):
         files = load(folder)
         files.utils.parse_config(files.train.Config, shlex.split(settings))
     elif program == "python" and arguments[0] in SCRIPTS:
-        SCRIPTS[arguments[0]].parse_arguments(arguments[1:])
+        SCRIPTS[arguments[0]].parse_arguments(arguments[1:] or ["WGAN"])
     elif program == "python" and arguments[0].startswith("benchmarks/"):
         ast.parse((TOP / arguments[0]).read_text())
     elif words[:3] == ["python", "-m", "pytest"]:

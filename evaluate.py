@@ -82,10 +82,8 @@ BETTER = {  # which way, and what it looks at in a few words
     "precision": ("higher", "share that looks real"),
     "recall": ("higher", "share of real that is covered"),
 }
-
-
 HALF = "half of the training pictures"
-UNSEEN = {  # how the floor's pictures are called when printed
+UNSEEN = {  # what the floor's pictures are, in words
     "held out": "pictures held out of training",
     "drawn": "more faces drawn for this alone",
     HALF: "other training pictures",
@@ -128,8 +126,8 @@ def choose(run: Path, training: np.ndarray, held_out: np.ndarray, num: int, seed
     else:
         kind = HALF
         why = f"only {len(held_out)} pictures were" if len(held_out) else "no picture was"
-        notes.append(f"{why} held out: the floor is one {kind} against the other,")
-        notes.append("and memorisation is skipped; train with --hold-out 2500 to have both")
+        notes.append(f"{why} held out: the floor is one {kind} against the other;")
+        notes.append(f"memorisation is skipped; train with --hold-out {LEAST} or more to have both")
         order, rest = np.array_split(order, 2)
         unseen = training[rest]
     count = min(num, len(order), len(unseen))
@@ -138,7 +136,9 @@ def choose(run: Path, training: np.ndarray, held_out: np.ndarray, num: int, seed
     if count < num:
         notes.append(f"{count:,} pictures a side, not {num:,}: there are no more real ones")
     if count < SENSIBLE:
-        notes.append(f"warning: {count} pictures a side are few; from {SENSIBLE:,} on it is sound")
+        notes.append(
+            f"warning: {count} pictures a side are few; numbers are sound from {SENSIBLE:,} on"
+        )
     training = training[np.sort(order[:count])]
     if (training == training[0]).all():
         raise InputError(f"{run}: its pictures are all the same")
@@ -224,45 +224,63 @@ def write_events(folder: Path, metrics: dict[str, dict[str, float]], step: int) 
 
 
 def evaluate(
-    run: Path, arguments: argparse.Namespace, device: "torch.device", inception: "Inception | None"
+    run: Path, num: int, seed: int, device: "torch.device", inception: "Inception | None"
 ) -> None:
-    """Measure one run, print the table, and append it to the run folder."""
+    """Measure one run, print the numbers, and append them to the run folder."""
     import distances
 
-    seed = arguments.seed
+    per_step = images_per_step(run)
     everything, held_out = load_pictures(run)
-    real = choose(run, everything, held_out, arguments.num, seed)
-    count, kind = len(real.training), real.kind
-    generated, step = generate(run, count, seed, device)
+    real = choose(run, everything, held_out, num, seed)
+    generated, step = generate(run, len(real.training), seed, device)
+    if generated.shape != real.training.shape:
+        raise InputError(f"{run}: its generator does not make pictures such as it was trained on")
     metrics = measure(generated, real, everything, seed, inception)
-    images = step * images_per_step(run)
-    resize = distances.INCEPTION_RESIZE if inception else "none"
-    weights = inception.name if inception else None
-    print(f"\n{run}: step {step:,}, {images:,} real images shown")
-    print(f"value: {count:,} generated pictures against {count:,} training pictures")
-    print(f"floor: {count:,} {UNSEEN[kind]}, against the same")
-    print(f"seed {seed}, resize: {resize}")
-    print(f"Inception weights: {weights or 'none'}", *real.notes, sep="\n")
-    if inception and "fid" not in metrics:
-        least = distances.FEWEST_FOR_FID
-        print(f"fid: refused, it needs {least:,} pictures a side (see --num, and --hold-out)")
-    print(table(metrics))
-    print("frechet_random and kernel_random are no FID or KID: they look through random")
-    print("filters and compare runs on the same pictures and size with each other")
     names = ("torch", "numpy", "POT", "torch-fidelity")
     versions = {"python": platform.python_version()} | {name: version(name) for name in names}
-    row = {"step": step, "images": images, "date": datetime.now().isoformat(timespec="seconds")}
-    row |= {"num": count, "seed": seed, "versions": versions, "resize": resize}
-    row |= {"held_out": kind, "weights": weights, "metrics": metrics}
+    row = {
+        "step": step,
+        "images": step * per_step,
+        "date": datetime.now().isoformat(timespec="seconds"),
+        "num": len(generated),
+        "seed": seed,
+        "versions": versions,
+        "resize": distances.INCEPTION_RESIZE if inception else "none",
+        "held_out": real.kind,
+        "weights": inception.name if inception else None,
+        "metrics": metrics,
+    }
+    if inception and "fid" not in metrics:
+        least = f"{distances.FEWEST_FOR_FID:,} pictures a side"
+        real.notes.append(f"fid: refused, it needs {least} (see --num, and --hold-out)")
+    report(run, row, real.notes)
     append_line(run / "evaluation.jsonl", row)
     write_events(run / "evaluation", metrics, step)
     print(f"appended to {run / 'evaluation.jsonl'} and, for TensorBoard, {run / 'evaluation'}")
 
 
-def load_inception(named: Path | None, device: "torch.device") -> "Inception | None":
-    """Load Inception if its weights are there; else say in a line what is missing."""
-    from distances import Inception, find_inception
+def report(run: Path, row: dict[str, Any], notes: list[str]) -> None:
+    """Print what was compared, and the numbers."""
+    count = f"{row['num']:,}"
+    print(f"\n{run}: step {row['step']:,}, {row['images']:,} real images shown")
+    print(f"value: {count} generated pictures against {count} training pictures")
+    print(f"floor: {count} {UNSEEN[row['held_out']]}, against the same")
+    print(f"seed {row['seed']}, resize: {row['resize']}")
+    print(f"Inception weights: {row['weights'] or 'none'}", *notes, sep="\n")
+    print(table(row["metrics"]))
+    print("frechet_random and kernel_random are no FID or KID: they look through random")
+    print("filters and compare runs on the same pictures and size with each other")
 
+
+def load_inception(named: Path | None, device: "torch.device") -> "Inception | None":
+    """Load Inception if its weights are there; else say in a line what is missing.
+
+    Raises:
+        InputError: the named file or a library is missing, or the file holds something else.
+    """
+    from distances import Inception, find_inception, need
+
+    need("ot", "POT")  # before anything takes time
     weights, url = find_inception(named)
     if not weights.is_file():
         print(
@@ -305,7 +323,7 @@ def main() -> None:
     device = pick_device(arguments.device)
     inception = load_inception(arguments.inception, device)
     for run in runs:
-        evaluate(run, arguments, device, inception)
+        evaluate(run, arguments.num, arguments.seed, device, inception)
 
 
 if __name__ == "__main__":

@@ -180,6 +180,7 @@ def test_pickles_in_the_place_of_weights_are_not_run(run, canary, tiny, folder):
         with pytest.raises(runs.InputError, match="safetensors is damaged"):
             runs.load_generator(run)
         write(run / "checkpoint.pt")
+        write(run / "checkpoint.before.pt")
         with pytest.raises((files.utils.InputError, files.utils.RunError, pickle.UnpicklingError)):
             files.train.train(tiny(files, data=str(folder), resume=run.name, max_steps=9))
 

@@ -94,8 +94,16 @@ def test_what_it_writes(run, monkeypatch, capsys):
 
 
 def test_the_same_seed_gives_the_same_numbers(run, monkeypatch):
+    seeds, original = [], evaluate.generate
+
+    def spy(run, count, seed, device):
+        seeds.append(seed)
+        return original(run, count, seed, device)
+
+    monkeypatch.setattr(evaluate, "generate", spy)
     for seed in (0, 0, 1):
         call(monkeypatch, run, "--num", 120, "--seed", seed)
+    assert seeds == [0, 0, 1]
     first, again, other = (row["metrics"] for row in rows_of(run))
     assert first == again
     assert all(first[name] != other[name] for name in DISTANCES)
@@ -151,6 +159,17 @@ def test_the_two_halves_share_no_picture(run):
     real = evaluate.choose(run, training, training[:0], 1000, seed=0)
     assert len(real.training) == len(real.unseen) == 150
     assert not set(real.training.ravel()) & set(real.unseen.ravel())
+
+
+def test_pictures_are_chosen_from_all_over_by_the_seed(run):
+    pictures = np.arange(1000).reshape(-1, 1, 1, 1)
+    first, again, other = (
+        evaluate.choose(run, pictures, pictures + 1000, 300, seed) for seed in (0, 0, 1)
+    )
+    for side in ("training", "unseen"):
+        one, two, three = (set(getattr(real, side).ravel()) for real in (first, again, other))
+        assert one == two != three and len(one) == 300
+        assert len({number // 100 for number in one}) == 10  # of every hundred some
 
 
 def test_going_on_with_a_training_keeps_what_was_measured(tiny, monkeypatch):

@@ -443,7 +443,7 @@ def test_a_strangers_page_in_a_browser(top, tmp_path, monkeypatch):
     evil = f'</script><script>{steal}</script><img src=x onerror="{steal}">'
     run = make_run(top, "WGAN", lr=evil)
     facts = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps(facts | {"model": evil, "device": evil}))
+    (run / "run.json").write_text(json.dumps(facts | {"device": evil}))
     call(monkeypatch, run)
     dom, console = browse((tmp_path / "compare.html").read_text(), tmp_path)
     assert "<title>taken" not in dom and not console

@@ -374,7 +374,7 @@ def test_missing_parts_stop_no_other_check(run, monkeypatch, capsys, data_dir, t
     assert nothing == ["diverged", "too few pictures"]
     assert "generator.safetensors is damaged" in unknown["memorising"]
     (run / "parameters.json").unlink()
-    with pytest.raises(runs.InputError, match="parameters.json: no such file"):
+    with pytest.raises(runs.InputError, match=r"parameters\.json: no such file"):
         call(monkeypatch, capsys, run)
 
 

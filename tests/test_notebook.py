@@ -24,7 +24,9 @@ def test_the_notebook_runs(tmp_path, data_dir, monkeypatch):
     tiny = "--image-size 16 --g-width 4 --d-width 4 --batch-size 8 --max-steps 6 --device cpu"
     tiny += f" --log-every 2 --frame-every 2 --data-dir {data_dir}"
     parameters.source = f'MODEL = "WGAN-GP"\nSECONDS = 60\nFLAGS = "{tiny}"'
-    client = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(copy)}})
+    client = nbclient.NotebookClient(
+        notebook, timeout=300, resources={"metadata": {"path": str(copy)}}
+    )
     client.execute()
     text, pictures = "", 0
     for cell in notebook.cells:

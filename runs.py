@@ -275,7 +275,7 @@ def load_pictures(run: Path) -> tuple["np.ndarray", "np.ndarray"]:
             found = data.load_pictures(text, root, *how, hold_out)
     except (data.InputError, data.RunError) as error:
         raise InputError(f"{run}: its pictures cannot be found again: {error}") from None
-    if found.digest != facts["pictures"].get("digest"):
+    if found.digest != facts["pictures"].get("digest") or list(found.images.shape) != shape:
         raise InputError(f"{run}: the pictures are not those it was trained on")
     held_out = found.held_out
     if not len(held_out) and settings["data"] == "faces":

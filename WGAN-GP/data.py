@@ -142,11 +142,13 @@ def open_cache(cache: Path, hold_out: int) -> Pictures:
             raise ValueError(f"its shape is {shape}")
         if math.prod(shape) != about.st_size:
             raise ValueError(f"{about.st_size:,} bytes are not {' x '.join(map(str, shape))}")
+        if found.get("seal") not in (None, seal(shape, digest, skipped)):
+            raise ValueError(f"{facts.name} has changed")
         if not all(isinstance(line, str) for line in [digest, *skipped]):
-            raise ValueError("its facts are no text")
+            raise ValueError(f"{facts.name} holds other things than text")
         # mode "c": PyTorch wants writable memory, and nothing written to it reaches the file
         images = np.memmap(cache, np.uint8, mode="c", shape=tuple(shape))
-        if found.get("seal") != seal(cache, shape, digest, skipped):
+        if found.get("written") != about.st_mtime_ns:
             if digest_of(images) != digest:
                 raise ValueError("its bytes have changed")
             with suppress(RunError):  # perhaps nothing may be written there
@@ -160,14 +162,14 @@ def open_cache(cache: Path, hold_out: int) -> Pictures:
 def write_facts(cache: Path, shape: tuple, digest: str, skipped: list[str]) -> None:
     """Write what `open_cache` asks for; where it is, the cache is whole."""
     found = {"shape": shape, "digest": digest, "skipped": skipped}
-    found["seal"] = seal(cache, shape, digest, skipped)
+    found |= {"seal": seal(shape, digest, skipped), "written": cache.stat().st_mtime_ns}
     with write_aside(cache.with_suffix(".json")) as file:
         file.write(json.dumps(found, ensure_ascii=False).encode())
 
 
-def seal(cache: Path, *facts: Any) -> str:
-    """Return what changes with any of the facts, and with the time when a cache was written."""
-    return hashlib.sha256(json.dumps([*facts, cache.stat().st_mtime_ns]).encode()).hexdigest()
+def seal(*facts: Any) -> str:
+    """Return what changes with any of the facts."""
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def digest_of(images: np.ndarray) -> str:

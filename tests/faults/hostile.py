@@ -108,7 +108,11 @@ def exhausting_pictures() -> dict[str, bytes]:
     tile = zeros(side * side)
     return {
         "comments.jpg": small[:2] + b"\xff\xfe\0\2" * 2**20 + small[2:],
-        "comments.gif": gif[:table] + b"!\xfe" + (b"\xff" + bytes(255)) * 2**14 + gif[table:],
+        "comments.gif": gif[:table]
+        + b"!\xfe"
+        + (b"\xff" + bytes(255)) * 2**14
+        + b"\0"
+        + gif[table:],
         "chunks.png": png(16, 16, zeros(16 * 17), chunk(b"abCd", b"") * 2**20),
         "scans.jpg": several[:-2] + last * 150 + several[-2:],
         "strips.tif": tiff(grey_tiff(16, 16) | many, numbers),

@@ -71,6 +71,7 @@ DAMAGE = {
     "shape of floats": lambda cache, facts: change(facts, shape=[12.0, 16, 16, 3]),
     "shape of truths": lambda cache, facts: change(facts, shape=[12, 16, 48, True]),
     "shape of text": lambda cache, facts: change(facts, shape="abcd"),
+    "shape of another size": lambda cache, facts: change(facts, shape=[4 * COUNT, 8, 8, 3]),
     "shape of others": lambda cache, facts: change(facts, shape=[12 * 16 * 16, 3]),
     "digest changed": lambda cache, facts: change(facts, digest="0" * 64),
     "digest of another type": lambda cache, facts: change(facts, digest=None),
@@ -115,8 +116,8 @@ def test_a_cache_is_compared_with_its_digest_once_it_was_touched(data, folder, b
     assert not compared
     for touch in (
         lambda: os.utime(cache),  # as after copying a folder
-        lambda: facts.write_text(json.dumps(json.loads(facts.read_text()) | {"seal": "?"})),
-        lambda: change(facts, skipped=["a lie"]),
+        lambda: change(facts, written="?"),
+        lambda: change(facts, written=None, seal=None),  # as they were once
     ):
         touch()
         assert np.array_equal(read(data, folder).images, images)
@@ -139,10 +140,12 @@ def test_strange_facts_of_a_cache_take_no_memory(data, built):
 
 
 def test_fewer_readable_pictures_than_held_out_are_refused(data, folder, built):
-    (folder / "broken.png").write_bytes(b"no picture")
+    for i in range(5):
+        (folder / f"broken {i}.png").write_bytes(b"no picture")
     read(data, folder, hold_out=COUNT - 1)
-    with pytest.raises(load("WGAN").utils.InputError, match=r"12 readable .* --hold-out 12"):
-        read(data, folder, hold_out=COUNT)
+    for count in (COUNT, COUNT + 3):
+        with pytest.raises(load("WGAN").utils.InputError, match=rf"12 readable .*-out {count}"):
+            read(data, folder, hold_out=count)
 
 
 def test_where_nothing_can_be_locked_the_cache_is_built_all_the_same(data, folder, monkeypatch):

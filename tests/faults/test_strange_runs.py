@@ -92,6 +92,25 @@ def test_values_of_another_kind_are_refused(run, name, changes):
         runs.load_pictures(run)
 
 
+@pytest.mark.parametrize(("side", "other"), [(1024, 16), (4096, 4096), (1, 1)])
+def test_pictures_of_a_size_that_cannot_be_are_not_drawn(run, side, other):
+    facts = json.loads((run / "run.json").read_text())
+    (run / facts["cache"]).unlink()
+    change(run / "run.json", pictures=facts["pictures"] | {"shape": [9, other, other, 3]})
+    change(run / "parameters.json", data="faces", image_size=side)
+    began = time.monotonic()
+    with pytest.raises(runs.InputError, match="do not tell of its pictures"):
+        runs.load_pictures(run)
+    assert time.monotonic() - began < 2
+
+
+def test_pictures_of_another_shape_are_not_the_runs(run):
+    facts = json.loads((run / "run.json").read_text())
+    change(run / "run.json", pictures=facts["pictures"] | {"shape": [8, 16, 16, 3]})
+    with pytest.raises(runs.InputError, match="not those it was trained on"):
+        runs.load_pictures(run)
+
+
 def test_no_folder_is_made_where_a_run_says(run, tmp_path, monkeypatch):
     before, _ = runs.load_pictures(run)
     skip = shutil.ignore_patterns("data", "tensorboard", "__pycache__")
@@ -211,10 +230,11 @@ def test_a_runs_model_is_no_path_to_a_program(run, canary, tmp_path, where):
     weights = load_file(run / "generator.safetensors")
     about = {"format": 1, "model": model, "step": 4, "arguments": {}}
     save_file(weights, run / "generator.safetensors", {"about": json.dumps(about)})
-    for call in (
-        runs.load_pictures,
-        runs.load_generator,
-        lambda _: runs.load_file_of(model, "data"),
+    file = run / "generator.safetensors"
+    for call, named in (
+        (lambda: runs.load_pictures(run), run),
+        (lambda: runs.load_generator(run), file),
+        (lambda: runs.load_file_of(model, "data"), ""),
     ):
-        with pytest.raises(runs.InputError, match="there is no model"):
-            call(run)
+        with pytest.raises(runs.InputError, match=f"{named}.*there is no model"):
+            call()

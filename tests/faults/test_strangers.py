@@ -227,6 +227,24 @@ def test_broken_and_locked_entries_are_named(data, tmp_path):
     only_the_good_one(read(data, packed), "bad.png: it is encrypted")
 
 
+def test_zips_whose_table_is_broken_are_refused_by_name(data, tmp_path):
+    raw = zipped(tmp_path / "p.zip", {"good.png": RED}).read_bytes()
+    table, end = raw.index(b"PK\1\2"), raw.index(b"PK\5\6")
+    for changes in (
+        {table: 0},  # the table does not begin
+        {table + 6: 255},  # packed for a later version
+        {table + 9: 8, table + 46: 255},  # a name in UTF-8, and is not
+        {end + 13: 255},  # a table that is longer than the file
+        {end: 0},  # no end
+    ):
+        broken = bytearray(raw)
+        for place, value in changes.items():
+            broken[place] = value
+        (tmp_path / "p.zip").write_bytes(broken)
+        with pytest.raises(load("WGAN").utils.InputError, match=r"p\.zip: (its|neither)"):
+            read(data, tmp_path / "p.zip")
+
+
 def test_odd_entries_of_a_zip(data, tmp_path):
     inner = zipped(tmp_path / "inner.zip", {"x.png": RED}).read_bytes()
     packed = zipped(tmp_path / "p.zip", {"inner.zip": inner, "inner.png": inner, "d.png/": b""})

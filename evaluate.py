@@ -70,7 +70,7 @@ if TYPE_CHECKING:
 LEAST = 100  # pictures a side: with fewer nothing can be said
 SENSIBLE = 1000  # pictures a side: with fewer a warning
 BETTER = {  # which way, and what it looks at in a few words
-    "swd": ("lower", "shapes and texture, all sizes"),
+    "swd": ("lower", "shapes, texture, all sizes"),
     "frechet_random": ("lower", "colours, layout, texture"),
     "kernel_random": ("lower", "the same, measured otherwise"),
     "diversity": ("near 1", "variety, as a share of real"),
@@ -80,7 +80,7 @@ BETTER = {  # which way, and what it looks at in a few words
     "kid": ("lower", "the same, measured otherwise"),
     "inception_score": ("higher", "sure and varied classes"),
     "precision": ("higher", "share that looks real"),
-    "recall": ("higher", "share of real that is covered"),
+    "recall": ("higher", "share of real it covers"),
 }
 HALF = "half of the training pictures"
 UNSEEN = {  # what the floor's pictures are, in words
@@ -191,13 +191,13 @@ def measure(
 
 def table(metrics: dict[str, dict[str, float]]) -> str:
     """Lay the numbers out in lines of at most 80 characters."""
-    lines = [f"{'':17}{'value':>10}{'floor':>10}   better"]
+    lines = [f"{'':15}{'value':>12}{'floor':>12}  better"]
     for name, found in metrics.items():
         size = name.removeprefix("swd_")
         better, meaning = BETTER.get(name, ("lower", f"at {size}x{size}"))
         label = name if name in BETTER else f"  {name}"
-        numbers = "".join(f"{found[key]:10.4g}" for key in ("value", "floor"))
-        lines.append(f"{label:17}{numbers}   {better:11}{meaning}")
+        numbers = "".join(f"{found[key]:12.4g}" for key in ("value", "floor"))
+        lines.append(f"{label:15}{numbers}  {better:11}{meaning}")
     return "\n".join(lines)
 
 

@@ -84,13 +84,25 @@ def test_what_it_writes(run, monkeypatch, capsys):
     for word in (str(run / "evaluation.jsonl"), "300 generated", "seed 0", "resize: none", "few"):
         assert word in text
     assert "weights are missing" in text and "--inception" in text and "checkpoints" in text
-    lines = re.findall(r"^ *(\w+) +([-.e\d]+) +([-.e\d]+)   .*", text, re.M)
+    lines = re.findall(r"^ *(\w+) +([-.e\d]+) +([-.e\d]+)  .*", text, re.M)
     assert [name for name, *_ in lines] == list(row["metrics"])
     for name, value, floor in lines:
         found = row["metrics"][name]
         assert (float(value), float(floor)) == pytest.approx(tuple(found.values()), rel=1e-3)
     head = text.index("better")
     assert max(map(len, text[head : text.index("appended")].splitlines())) <= 80
+
+
+def test_the_widest_numbers_fit_the_table():
+    widest = {name: {"value": -0.00012345678, "floor": 123456789.0} for name in evaluate.BETTER}
+    widest["swd_1024"] = {"value": 1e-30, "floor": -1.23456e-30}
+    head, *lines = evaluate.table(widest).splitlines()
+    assert max(map(len, lines)) <= 80 and len(lines) == len(widest)
+    for line, name in zip(lines, widest, strict=True):
+        label, value, floor, *_ = line.split()
+        assert label == name and float(value) == pytest.approx(widest[name]["value"], rel=1e-3)
+        assert float(floor) == pytest.approx(widest[name]["floor"], rel=1e-3)
+        assert line.index(floor) + len(floor) == head.index("floor") + len("floor")
 
 
 def test_the_same_seed_gives_the_same_numbers(run, monkeypatch):

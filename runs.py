@@ -240,7 +240,7 @@ def load_pictures(run: Path) -> tuple["np.ndarray", "np.ndarray"]:
     """Return what a run was trained on, and pictures of the same kind that it has never seen.
 
     The second are those that --hold-out kept from it. Without it there are none, but for the
-    drawn faces, of which 2,000 more are drawn.
+    drawn faces, of which 2,500 more are drawn.
 
     Returns:
         Two arrays, uint8 (N, H, W, C); the second may be empty.
@@ -280,7 +280,7 @@ def load_pictures(run: Path) -> tuple["np.ndarray", "np.ndarray"]:
     held_out = found.held_out
     if not len(held_out) and settings["data"] == "faces":
         size = settings["image_size"]
-        held_out = np.stack(list(data.draw_faces(2000, size, seed=1)))
+        held_out = np.stack(list(data.draw_faces(2500, size, seed=1)))
         if settings["channels"] == 1:
             held_out = np.stack([data.decode(face, size, 1) for face in held_out])
     return found.images, held_out

@@ -97,7 +97,7 @@ def test_pictures_that_have_changed_are_refused(tiny, pictures):
 def test_more_faces_can_be_drawn(tiny):
     files = load("WGAN")
     trained, held_out = runs.load_pictures(files.train.train(tiny(files, channels=1)))
-    assert trained.shape == (10000, 16, 16, 1) and held_out.shape == (2000, 16, 16, 1)
+    assert trained.shape == (10000, 16, 16, 1) and held_out.shape == (2500, 16, 16, 1)
     assert not (np.asarray(held_out[:100, None]) == trained[None, :100]).all((2, 3, 4)).any()
     assert abs(trained.mean() - held_out.mean()) < 2
 

@@ -112,7 +112,7 @@ def introduced(run: Path, record: Record) -> str:
     facts = read_facts(run)
     step = record.rows["step"][-1] if len(record.rows.get("step", ())) else record.sampled_at
     parts = [f"{record.model} {run.resolve().name}: step {step:,.0f}"]
-    if "pictures" in facts:
+    if record.count is not None:
         count, side, _, channels = facts["pictures"]["shape"]
         parts.append(f"{count:,} pictures of {side}x{side}x{channels}")
     parts.append("finished" if facts.get("finished") else "not finished, or still running")
@@ -149,7 +149,8 @@ def main() -> None:
     texts = parse_arguments().runs or [model for model in MODELS if model_runs(model)]
     if not texts:
         raise InputError("there is no run of any model yet")
-    print("\n\n\n".join(report(find_run(text)) for text in texts))
+    for number, text in enumerate(texts):
+        print("\n\n" * (number > 0) + report(find_run(text)))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from generate import batch_size, draw, noise
 from runs import (
+    MODELS,
     TOP,
     InputError,
     load_file_of,
@@ -56,9 +57,11 @@ def read_record(run: Path) -> Record:
     """Read all of a run folder that the checks can use.
 
     Raises:
-        InputError: run.json or parameters.json cannot be read.
+        InputError: run.json or parameters.json cannot be read, or names no model of ours.
     """
     facts = read_facts(run)
+    if facts.get("model") not in MODELS:
+        raise InputError(f"{run}/run.json: there is no model {facts.get('model')!r} here")
     try:
         settings = read_settings(run)
     except (OSError, ValueError) as error:
@@ -87,7 +90,7 @@ def read_record(run: Path) -> Record:
         model=facts["model"],
         settings=settings,
         log=log.rpartition("\nrun  ")[2],
-        count=facts["pictures"]["shape"][0] if "pictures" in facts else None,
+        count=facts.get("pictures", {}).get("shape", [None])[0],
         resume=resume,
         repeat=str(repeat),
         missing=missing,

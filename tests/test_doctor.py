@@ -3,21 +3,14 @@
 import dataclasses
 import json
 import shlex
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import FOLDERS, TOP, load
 from PIL import Image
-from safetensors.torch import load_file, save_file
 
 import doctor
 import run_record
-import runs
 import symptoms
 from run_record import Record
 
@@ -205,6 +198,67 @@ def test_the_curves_on_record_are_healthy_however_far_they_have_got(model):
         assert set(found) <= {"estimate still falling"} and len(nothing) >= 2
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("model", FOLDERS)
+def test_a_single_loss_that_is_no_number_is_seen(faces, model, value):
+    for name in ("loss_d", "loss_g"):
+        record = healthy(model, 0, faces)
+        record.rows[name][-4] = value
+        found = doctor.examine(record)[0]["diverged"]
+        assert found.evidence[0][0] == name and not np.isfinite(found.evidence[0].value)
+
+
+def test_a_discriminator_has_won_if_it_is_right_and_sure(faces):
+    record = make_won(healthy("simpleGAN", 0, faces), np.random.default_rng(0))
+    assert symptoms.discriminator_won(record)
+    wrong = changed(record, loss_d=record.rows["loss_d"] + 0.2)
+    assert symptoms.discriminator_won(wrong) is None
+    flat = changed(record, loss_g=-record.rows["d_fake"])  # log(1 - D(G(z)))
+    flat = dataclasses.replace(flat, settings=flat.settings | {"minimax": True})
+    finding = symptoms.discriminator_won(flat)
+    assert finding.evidence[1].metric == "d_fake" and finding.advice[0].startswith("--no-minimax")
+
+
+@pytest.mark.parametrize(("penalty", "off"), [(0.2, None), (0.25, None), (0.3, 0.548), (9, 3)])
+def test_the_penalty_holds_while_slopes_are_within_a_half_of_1(faces, penalty, off):
+    record = healthy("WGAN-GP", 0, faces)
+    finding = symptoms.penalty_off(
+        changed(record, penalty=np.full_like(record.rows["step"], penalty))
+    )
+    assert (finding and finding.evidence[0].value) == (off and pytest.approx(off, rel=1e-3))
+
+
+def test_an_estimate_of_0_is_right_where_samples_are_as_good_as_real(faces):
+    record = healthy("WGAN", 0, faces)
+    none = np.random.default_rng(0).normal(0, 1, len(record.rows["step"]))
+    good = dataclasses.replace(changed(record, wasserstein=none), samples=faces[2][:256])
+    assert symptoms.critic_weak(good) is None
+    bad = dataclasses.replace(good, samples=faces[2][:256] // 2)
+    share, far = symptoms.critic_weak(bad).evidence
+    assert share.metric == "share of rows at or below 0" and 0.2 < share.value < 0.8
+    assert far.value > 2
+
+
+def test_a_fall_is_measured_over_the_last_third_however_many_rows_there_are(faces):
+    for n in (30, 300, 3000):
+        rows = {"step": np.arange(1.0, n + 1), "wasserstein": 4 - 3 * np.arange(n) / n}
+        finding = symptoms.still_falling(dataclasses.replace(healthy("WGAN", 0, faces), rows=rows))
+        fall, lower = finding.evidence
+        assert fall.value == pytest.approx(1 / 1.5, rel=0.15) and lower.value == 1
+        assert fall.when.startswith(f"steps {n * 2 // 3 + 1:,} to")
+    assert lower.threshold == "above 0.58"  # of 100 means: all pairs of rows would be too many
+
+
+def test_few_pictures_are_compared_with_as_far_as_they_go(faces):
+    record = healthy("DCGAN", 0, faces)
+    twice = np.repeat(faces[2][:10], 26, 0)
+    alike = dataclasses.replace(record, samples=twice, trained=faces[0][:20])
+    assert symptoms.collapsed(alike) is None  # nearest of 20 are farther off than of 256
+    assert symptoms.collapsed(dataclasses.replace(alike, trained=faces[0]))
+    with pytest.raises(symptoms.CannotTell, match="5 training pictures"):
+        symptoms.collapsed(dataclasses.replace(record, trained=faces[0][:5]))
+
+
 def faster(monkeypatch, files, *factors):
     """Change the step sizes of the two networks, first the generator's."""
     name = "RMSprop" if hasattr(files.train, "RMSprop") else "Adam"
@@ -273,186 +327,6 @@ def test_trainings_made_sick_on_purpose(right, name, model, factors, settings):
 @pytest.mark.parametrize(("name", "model", "factors", "settings"), TRAINED)
 def test_nine_in_ten_trainings_made_sick_on_purpose(right, name, model, factors, settings):
     assert sum(right(name, model, factors, settings, seed) for seed in TEN) >= 9
-
-
-# ---- The program ----
-
-
-def call(monkeypatch, capsys, *argv):
-    monkeypatch.setattr("sys.argv", ["doctor.py", *map(str, argv)])
-    doctor.main()
-    return capsys.readouterr().out
-
-
-@pytest.fixture
-def run(tiny):
-    """Train for a moment on drawn faces; the widths of the text do not hang on names."""
-    files = load("DCGAN")
-    return files.train.train(tiny(files, hold_out=300, name="short"))
-
-
-def files_in(*folders):
-    paths = [path for folder in folders for path in sorted(Path(folder).rglob("*"))]
-    return {p: (p.stat().st_mtime_ns, p.read_bytes() if p.is_file() else None) for p in paths}
-
-
-def test_a_report_on_a_run(run, monkeypatch, capsys):
-    text = call(monkeypatch, capsys, run)
-    first, second, *_ = text.splitlines()
-    assert first == "DCGAN short: step 4, 9,700 pictures of 16x16x3, finished"
-    assert second == str(run)
-    assert "Nothing wrong to be seen." in text
-    assert "not seen: diverged, memorising, too few pictures." in text
-    assert "discriminator has won: metrics.csv has 2 rows, and this takes 4." in text
-    assert max(map(len, text.splitlines()[2:])) <= 92
-    text = " ".join(text.split())
-    assert "collapsed: the run is too young: 4 steps of size 5e-05, and this takes 2,000." in text
-
-
-def test_a_finding_comes_with_its_evidence_advice_and_source(run, monkeypatch, capsys):
-    header = (run / "metrics.csv").read_text().splitlines()[0]
-    rows = [f"{5 * i},1,1,1,0.001,{9 + i / 10},0.999,0.0001" for i in range(1, 13)]
-    (run / "metrics.csv").write_text("\n".join([header, *rows]) + "\n50000,1")  # being written
-    text = call(monkeypatch, capsys, run)
-    assert text.startswith("DCGAN short: step 60,")
-    assert "1. The discriminator has won: it is sure of real" in text
-    assert "evidence  loss_d = 0.001 at steps 50 to 60 (below 0.1)" in text
-    assert "loss_g = 10.1 at steps 50 to 60 (above 7)" in text
-    assert "try       --d-width 2: a weaker discriminator; this run's was 4" in text
-    assert "source    GAN, arXiv:1406.2661, section 3" in text
-    again = f"cd DCGAN && python train.py --config {run / 'parameters.json'} ..."
-    assert again in text.replace("\n", "")
-    assert "Nothing wrong" not in text
-
-
-def test_runs_are_found_by_path_name_and_model(monkeypatch, capsys, tmp_path, tiny):
-    for model in FOLDERS:
-        (tmp_path / model).mkdir()
-        (tmp_path / model / "train.py").touch()
-    monkeypatch.setattr(runs, "TOP", tmp_path)
-    monkeypatch.setattr(runs.model_runs, "__defaults__", (tmp_path,))
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(runs.InputError, match="no run of any model yet"):
-        call(monkeypatch, capsys)
-    for model, name in (("DCGAN", "old"), ("DCGAN", "new"), ("WGAN", "other")):
-        run = tmp_path / model / "tensorboard" / "runs" / name
-        run.mkdir(parents=True)
-        facts = {"format": 1, "model": model, "started": "2026" if name == "old" else "2027"}
-        (run / "run.json").write_text(json.dumps(facts))
-        (run / "parameters.json").write_text(json.dumps(SETTINGS[model]))
-    assert call(monkeypatch, capsys, "old").startswith("DCGAN old: step 0")
-    assert call(monkeypatch, capsys, "DCGAN").startswith("DCGAN new")
-    assert call(monkeypatch, capsys, tmp_path / "DCGAN").startswith("DCGAN new")
-    both = call(monkeypatch, capsys)
-    assert "DCGAN new" in both and "WGAN other" in both and "Nothing can be told yet" in both
-    for wrong in ("nowhere", "WGAN-GP", tmp_path):
-        with pytest.raises(runs.InputError):
-            call(monkeypatch, capsys, wrong)
-
-
-def test_missing_parts_stop_no_other_check(run, monkeypatch, capsys, data_dir, tmp_path):
-    def lost(change):
-        kept = tmp_path / "kept"
-        shutil.copytree(run, kept)
-        facts = json.loads((kept / "run.json").read_text())
-        facts["cache"] = str((run / facts["cache"]).resolve())
-        (kept / "run.json").write_text(json.dumps(facts))
-        change(kept, facts)
-        found, nothing, unknown = doctor.examine(run_record.read_record(kept))
-        shutil.rmtree(kept)
-        assert not found
-        return nothing, unknown
-
-    nothing, unknown = lost(lambda kept, _: (kept / "metrics.csv").unlink())
-    assert nothing == ["memorising", "too few pictures"]
-    assert unknown["diverged"] == "there is no metrics.csv yet"
-    nothing, unknown = lost(lambda kept, _: (kept / "metrics.csv").write_text("step,x\n1,2,3\n"))
-    assert "damaged" in unknown["diverged"]
-    nothing, unknown = lost(lambda kept, _: (kept / "metrics.csv").write_text("step\n1\n2\n3\n4\n"))
-    assert unknown["discriminator has won"] == "the run says nothing of 'loss_d'"
-    nothing, unknown = lost(lambda kept, _: (kept / "generator.safetensors").write_bytes(b"no"))
-    assert nothing == ["diverged", "too few pictures"]
-    assert "generator.safetensors is damaged" in unknown["memorising"]
-    (run / "parameters.json").unlink()
-    with pytest.raises(runs.InputError, match=r"parameters\.json: no such file"):
-        call(monkeypatch, capsys, run)
-
-
-def test_weights_that_are_no_numbers_are_a_divergence(run):
-    weights, about = load_file(run / "generator.safetensors"), runs.load_generator(run)[1]
-    next(w for w in weights.values() if w.is_floating_point()).view(-1)[0] = torch.nan
-    save_file(weights, run / "generator.safetensors", {"about": json.dumps(about)})
-    found, _, unknown = doctor.examine(run_record.read_record(run))
-    assert list(found) == ["diverged"] and "there are no samples" in unknown["memorising"]
-
-
-@pytest.mark.parametrize("lost", ["nothing", "cache", "cache and place"])
-def test_nothing_is_written(run, lost, data_dir, tmp_path, monkeypatch, capsys):
-    facts = json.loads((run / "run.json").read_text())
-    cache = (run / facts["cache"]).resolve()
-    if lost == "cache":  # the pictures must be drawn again
-        copy = tmp_path / "data"
-        settings = json.loads((run / "parameters.json").read_text()) | {"data_dir": str(copy)}
-        (run / "parameters.json").write_text(json.dumps(settings))
-        (run / "run.json").write_text(json.dumps(facts | {"cache": "gone"}))
-    elif lost == "cache and place":  # those decoded before are known by their digest
-        (run / "run.json").write_text(json.dumps({k: v for k, v in facts.items() if k != "cache"}))
-        monkeypatch.setattr(load("DCGAN").data, "draw_faces", None)
-    before = files_in(run, data_dir, tmp_path)
-    scratch = tmp_path / "scratch"
-    monkeypatch.setenv("TMPDIR", str(scratch))
-    monkeypatch.setattr(run_record.tempfile, "tempdir", None)
-    scratch.mkdir()
-    text = call(monkeypatch, capsys, run)
-    scratch.rmdir()  # it is empty
-    assert files_in(run, data_dir, tmp_path) == before
-    assert "not seen: diverged, memorising" in text and cache.is_file()
-
-
-def test_pictures_that_would_be_downloaded_are_not(run):
-    settings = json.loads((run / "parameters.json").read_text()) | {"data": "mnist"}
-    facts = json.loads((run / "run.json").read_text()) | {"cache": "gone"}
-    facts["pictures"]["digest"] = "of others"
-    (run / "parameters.json").write_text(json.dumps(settings))
-    (run / "run.json").write_text(json.dumps(facts))
-    record = run_record.read_record(run)
-    assert record.trained is None and "mnist are no longer in" in record.missing["trained"]
-
-
-def test_long_work_shows_a_bar(run, monkeypatch):
-    seen = set()
-
-    def tqdm(items, name, *rest, **how):
-        assert how["disable"] is None  # only where there is a terminal
-        seen.add(name)
-        return items
-
-    for module in (run_record, sys.modules["generate"]):
-        monkeypatch.setattr(module, "tqdm", tqdm)
-    doctor.examine(run_record.read_record(run))
-    assert seen == {"drawing", "shrinking", "nearest"}
-
-
-def test_the_command_line(run, tmp_path):
-    def python(*argv):
-        argv = [sys.executable, TOP / "doctor.py", *argv]
-        return subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
-
-    done = python(run)
-    assert done.returncode == 0 and done.stdout.startswith("DCGAN short") and not done.stderr
-    done = python("nowhere")
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
-    assert "nowhere: not a run" in done.stderr
-
-
-def test_help_has_examples_that_work(capsys):
-    with pytest.raises(SystemExit):
-        doctor.parse_arguments(["--help"])
-    examples = [line for line in capsys.readouterr().out.splitlines() if "python doctor.py" in line]
-    assert len(examples) == 4
-    for example in examples:
-        words = example.split("  ")[2].split()
-        assert doctor.parse_arguments(words[2:])
 
 
 # ---- What the findings say ----

@@ -72,7 +72,7 @@ def test_a_thousand_damaged_files(kind, run, tmp_path):
 LARGE = """
 import os, resource, sys
 sys.path[:0] = sys.argv[1:3]
-import data, hostile, pictures, utils
+import data, hostile, machine, pictures
 from PIL import Image
 os.cpu_count = lambda: 64
 side, folder = 7000, sys.argv[3] + "/p"
@@ -89,7 +89,7 @@ for mode, kind, how in (
 picture = None
 pictures.give_back()
 if os.fork() == 0:  # so that the memory of making them does not count
-    utils.keep_freed_memory()  # as in a training
+    machine.keep_freed_memory()  # as in a training
     found = data.load_pictures(folder, sys.argv[3], 16, "data", 1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(len(found.images), len(found.skipped), round(peak * 1024 / 1e9, 2), flush=True)

@@ -53,7 +53,7 @@ FAR = 2.0
 TREND = 1 / 3  # of the rows
 TREND_ROWS = 18  # fewer show no trend
 TREND_POINTS = 100  # means of so many rows each that no more are left
-DEVIATIONS = 2.5  # beyond chance, of the pairs of times of which the later is lower (Mann, Kendall)
+DEVIATIONS = 2.0  # beyond chance, of the pairs of times of which the later is lower (Mann, Kendall)
 FALL = 0.05  # by which the estimate must fall over these rows, or it is as good as flat
 
 # "Only a few thousand" is where the ADA paper puts good results, and that with its augmentation,

@@ -24,7 +24,7 @@ SETTLED = 0.05  # by then the critic's weights and slopes are no longer those of
 GROWN = 0.1  # by then pictures differ: a simpleGAN draws one face over and over until 0.07
 
 BLOWN_UP = 1000  # a cross entropy. Healthy: 10; discriminator has won: 300; diverged: 8e3 to 1e18
-# loss_d is 1.39 for a discriminator that guesses, 0 for one that is right and sure. Healthy: 0.08
+# loss_d is 1.39 for a discriminator that guesses, 0 for one that is right and sure. Healthy: 0.09
 SURE = 0.1
 # -log D(G(z)): it takes fakes for real with a chance of 1 in 1,100. Healthy: 4.8
 SURE_OF_FAKES = 7.0
@@ -39,7 +39,7 @@ LEAST_APART = 0.4
 # Root of the mean of (slope - 1)^2, which `penalty` is. Healthy: 0.36; lambda 1: 1; 0.1: 9
 SLOPE_OFF = 0.5
 # Share of critic weights at the bound. The first clip pins 62% of weights drawn from N(0, 0.02),
-# and a slow start keeps them there. Healthy: 0.61; steps ten times the bound: 0.79 to 1
+# and a slow start keeps them there. Healthy: 0.58; steps thirty times the bound: 0.86 to 1
 PINNED = 0.7
 
 # A constant critic scores 0, so a trained one must stay above. Healthy: no such rows
@@ -53,7 +53,7 @@ FAR = 2.0
 TREND = 1 / 3  # of the rows
 TREND_ROWS = 18  # fewer show no trend
 TREND_POINTS = 100  # means of so many rows each that no more are left
-DEVIATIONS = 2.5  # beyond chance, of the pairs of times of which the later is lower (Mann, Kendall)
+DEVIATIONS = 2.0  # beyond chance, of the pairs of times of which the later is lower (Mann, Kendall)
 FALL = 0.05  # by which the estimate must fall over these rows, or it is as good as flat
 
 # "Only a few thousand" is where the ADA paper puts good results, and that with its augmentation,
@@ -63,7 +63,7 @@ FEWEST = 8  # to compare anything with
 
 LEAST_HELD_OUT = 50  # fewer do not show what is near
 NEAR = 0.05  # as near as this share of the held-out pictures
-COPIES = 0.25  # of the samples so near; 0.05 by chance. Healthy: 0.01; memorising: 0.7 to 1
+COPIES = 0.25  # of the samples so near; 0.05 by chance. Healthy: 0.01; memorising: 0.6 to 1
 
 
 class CannotTell(Exception):

@@ -246,7 +246,7 @@ def test_a_fall_is_measured_over_the_last_third_however_many_rows_there_are(face
         fall, lower = finding.evidence
         assert fall.value == pytest.approx(1 / 1.5, rel=0.15) and lower.value == 1
         assert fall.when.startswith(f"steps {n * 2 // 3 + 1:,} to")
-    assert lower.threshold == "above 0.58"  # of 100 means: all pairs of rows would be too many
+    assert lower.threshold == "above 0.57"  # of 100 means: all pairs of rows would be too many
 
 
 def test_few_pictures_are_compared_with_as_far_as_they_go(faces):
@@ -270,7 +270,7 @@ def faster(monkeypatch, files, *factors):
 FROZEN, RUNAWAY = (1e-3, 1), (10, 1e-3)
 FEW = {"data": "few", "epochs": 2000, "hold_out": 64}
 COPYING = {"lr": 1e-3, "beta1": 0.5, "g_width": 16, "d_width": 16, "max_steps": 600}
-FALLING = {"lr": 3e-3, "beta1": 0.5, "g_width": 8, "d_width": 8, "batch_size": 16}
+FALLING = {"lr": 3e-3, "beta1": 0.5, "g_width": 8, "d_width": 4, "batch_size": 32}
 WELL = {"lr": 3e-4, "beta1": 0.5, "g_width": 8, "d_width": 8, "z_dim": 32, "batch_size": 32}
 TRAINED = [  # finding, model, step sizes of generator and opponent, settings
     ("diverged", "DCGAN", (1, 1), {"lr": 10.0, "max_steps": 40}),
@@ -289,7 +289,7 @@ TRAINED = [  # finding, model, step sizes of generator and opponent, settings
     ("critic too weak", "WGAN", (1, 1), {"lr": 1e-3, "n_critic": 1, "d_width": 1}),
     ("memorising", "simpleGAN", (1, 1), FEW | COPYING),
     ("too few pictures", "DCGAN", (1, 1), FEW | {"max_steps": 20}),
-    ("estimate still falling", "WGAN-GP", (1, 1), FALLING | {"max_steps": 90, "log_every": 1}),
+    ("estimate still falling", "WGAN-GP", (1, 1), FALLING | {"max_steps": 110, "log_every": 1}),
     (None, "simpleGAN", (1, 1), WELL | {"max_steps": 400}),
     (None, "DCGAN", (1, 1), {"lr": 1e-3, "max_steps": 250}),
     (None, "WGAN", (1, 1), {"lr": 1e-3, "max_steps": 100}),

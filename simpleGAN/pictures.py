@@ -29,7 +29,6 @@ from utils import Channels, InputError
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MOST_PIXELS = 50_000_000  # of one picture, and of all that are being decoded
 MOST_BYTES = 300_000_000  # of one file, and of all that are being read
-MOST_NAMES = 2**26  # bytes of a zip's table of contents, which lies in memory as a whole
 SLOW = {"bmp_rle", "ppm", "ppm_plain"}  # decoders that Pillow has in Python
 FAXES = {"tiff_ccitt", "group3", "group4"}  # of damaged ones libtiff prints a line for every row
 
@@ -77,9 +76,9 @@ class Metered(io.BytesIO):
 
 
 class Zipped(io.BufferedReader):
-    """A zip file whose table of contents, which zipfile reads in one piece, is bounded."""
+    """A zip file whose table of contents is bounded: zipfile makes an object of every entry."""
 
-    most = 2**26
+    most = 2**26  # bytes of the table, which is read in one piece
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Read as every file does."""
@@ -203,7 +202,7 @@ def contents(item: Any) -> Iterator[bytes]:
         if not stat.S_ISREG(found.st_mode):  # to open a pipe would take for ever
             raise ValueError("not a file, or a folder that cannot be opened")
     if not 0 < size <= MOST_BYTES:
-        raise ValueError(f"it has {size:,} bytes; read are 1 to {MOST_BYTES:,}")
+        raise ValueError(f"its size is {size:,}, not 1 to {MOST_BYTES:,} bytes")
     with BYTES.taken(size):
         with archive.open(entry) if isinstance(item, tuple) else open(item, "rb") as file:
             content = file.read(size)
@@ -214,7 +213,7 @@ def open_picture(content: bytes, image_size: int) -> tuple[Image.Image, int]:
     """Open a picture, not decoded yet, unless it is of those that are made to harm.
 
     Returns:
-        The picture; and so many pixels of another kind take as much memory to decode.
+        The picture, and its share of `MOST_PIXELS`.
 
     Raises:
         ValueError: it is.
@@ -226,11 +225,11 @@ def open_picture(content: bytes, image_size: int) -> tuple[Image.Image, int]:
     width, height = image.size
     share = pixels = width * height
     if image.draft("RGB", (image_size, image_size)):  # JPEG: only the scale that is needed
-        # of all the pixels it keeps at most half so much, if it comes in several scans
+        # in several scans it takes about half the memory that all its pixels would
         share = max(image.width * image.height, pixels // 2)
     elif image.format == "WEBP":
-        share = 2 * pixels  # Pillow keeps copies
-    if share > MOST_PIXELS:
+        share = 2 * pixels  # of which Pillow keeps copies
+    if share > MOST_PIXELS or max(width, height) > 2**17:  # rows take memory by themselves
         raise ValueError(f"{width} x {height} pixels are too many")
     if SLOW & {tile[0] for tile in image.tile} and (pixels > 2**20 or len(content) > 2**24):
         raise ValueError("too large for its kind, which takes long to decode")

@@ -12,14 +12,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import damage
 import pytest
 from conftest import FOLDERS, load
 from hostile import RED, ordinary_pictures, zipped
 
-hypothesis = pytest.importorskip("hypothesis")
-from hypothesis import HealthCheck, given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
+pytest.importorskip("hypothesis")
+pytest.importorskip("resource")  # Windows has none
+import damage
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 SEED = 1
 ORDINARY = ordinary_pictures()

@@ -2,6 +2,7 @@
 
 import sys
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,6 +15,7 @@ from hostile import (
     huge_pictures,
     only_the_good_one,
     ordinary_pictures,
+    png,
     read,
     zipped,
 )
@@ -169,6 +171,15 @@ def test_how_many_pixels_depends_on_what_a_format_takes(pictures, data, folder, 
     assert all("over." in line and "x 101 pixels are too many" in line for line in found.skipped)
 
 
+def test_pictures_of_many_rows_are_refused(data, folder):
+    for width, height in ((1, 2**17), (2**17, 1), (1, 2**17 + 1), (2**17 + 1, 1)):
+        rows = zlib.compress(bytes((width + 1) * height))
+        (folder / f"{width} x {height}.png").write_bytes(png(width, height, rows))
+    found = read(data, folder)
+    assert len(found.images) == 3
+    assert all("131073" in line and "pixels are too many" in line for line in found.skipped)
+
+
 REASONS = {
     "comments.jpg": "too many pieces",
     "comments.gif": "too many pieces",
@@ -196,7 +207,7 @@ def test_small_pictures_that_cost_minutes_or_gigabytes_are_refused(data, folder,
 def test_one_file_takes_so_many_bytes_and_no_more(pictures, data, folder, monkeypatch):
     with open(folder / "large.png", "wb") as file:  # takes no room on the disk
         file.truncate(10**12)
-    only_the_good_one(read(data, folder), "large.png: it has 1,000,000,000,000 bytes")
+    only_the_good_one(read(data, folder), "large.png: its size is 1,000,000,000,000")
     monkeypatch.setattr(pictures, "MOST_BYTES", len(RED) - 1)
     with pytest.raises(load("WGAN").utils.InputError, match="2 of 2 pictures cannot be read"):
         read(data, folder, image_size=32)

@@ -54,7 +54,7 @@ def test_what_has_a_pictures_name_and_is_no_file_is_named(data, folder):
         (folder / "itself.png").symlink_to("itself.png")
     found = read(data, folder)
     assert len(found.images) == 2  # the good one, and the one in the folder with the odd name
-    named = ["empty.png: it has 0 bytes"]
+    named = ["empty.png: its size is 0"]
     if os.name != "nt":
         named += ["pipe.png: not a file", "socket.png: not a file", "zero.png: not a file"]
         named += ["nowhere.png: No such file", "itself.png: Too many levels"]
@@ -199,7 +199,9 @@ def limited(data, packed, *named):
 
 def test_bombs_in_a_zip_are_refused(data, tmp_path):
     zeros = bytes(400_000_000)
-    limited(data, zipped(tmp_path / "a.zip", {"0.png": zeros, "1.png": RED}), "0.png: it has 400,")
+    limited(
+        data, zipped(tmp_path / "a.zip", {"0.png": zeros, "1.png": RED}), "0.png: its size is 400,"
+    )
     packed = zipped(tmp_path / "b.zip", {"0.png": zeros[: 10**8]}, zipfile.ZIP_BZIP2)
     with zipfile.ZipFile(packed, "a") as archive:
         archive.writestr("1.png", RED)

@@ -24,7 +24,6 @@ from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import torch
@@ -37,6 +36,7 @@ from tqdm import tqdm
 from data import Pictures
 from machine import describe, gather, greatest, leave_processes, process, processes
 from utils import (
+    BEFORE,
     FORMAT,
     HERE,
     MAY_DIFFER,
@@ -45,7 +45,8 @@ from utils import (
     find_run,
     git_commit,
     new_run,
-    read_json,
+    read_checkpoint,
+    read_facts,
     settings_of,
     stop_signals,
     sync,
@@ -53,8 +54,6 @@ from utils import (
     write_json,
     writing,
 )
-
-BEFORE = "checkpoint.before.pt"  # what checkpoint.pt was, in case that is damaged
 
 
 class Run:
@@ -289,6 +288,7 @@ class Run:
         about = {"format": FORMAT, "model": HERE.name, "step": self.step}
         about["arguments"] = self.generator_arguments
         state |= {"step": self.step, "seconds": self.seconds}
+        state["settings"] = settings_of(self.config)
         # each process has its own noise, and its own sums
         state["own"] = gather(self.own_state())
         if not self.first:
@@ -313,36 +313,17 @@ class Run:
             own["cuda_rng"] = torch.cuda.get_rng_state(self.device)
         return own
 
-    def load(self) -> dict[str, Any]:
-        """Read checkpoint.pt, or the one before if that is damaged.
-
-        Raises:
-            RunError: both are.
-        """
-        reasons = []
-        for path in (self.path / "checkpoint.pt", self.path / BEFORE):
-            try:
-                with ZipFile(path) as archive:  # which is what torch.save writes
-                    damaged = archive.testzip()  # a CRC-32 for each tensor
-                if damaged:
-                    raise BadZipFile(f"{damaged} in it is damaged")
-                state = torch.load(path, map_location="cpu", weights_only=True)
-                if reasons:
-                    self.say(f"checkpoint  {'; '.join(reasons)}; taking the one before it")
-                return state
-            except Exception as error:  # what a damaged file raises can be nearly anything
-                reasons.append(f"{path.name}: {' '.join(str(error).split())}")
-        raise RunError(f"no checkpoint in {self.path} can be read: {'; '.join(reasons)}")
-
     def restore(self) -> None:
         """Go back to the checkpoint.
 
         Raises:
             InputError: the settings are not those of the run, or nothing is left to do.
-            RunError: no checkpoint can be read.
+            RunError: no checkpoint can be read, or it does not fit the networks.
         """
-        before = read_json(self.path / "run.json")
-        saved = read_json(self.path / "parameters.json")
+        before, (state, damaged) = read_facts(self.path), read_checkpoint(self.path)
+        for line in damaged:
+            self.say(f"checkpoint  {line}; taking the one before it")
+        saved = state["settings"]  # not of parameters.json, which anybody may have changed
         wrong = [
             f"{name} was {saved.get(name)} and is now {value}"
             for name, value in settings_of(self.config).items()
@@ -355,7 +336,6 @@ class Run:
         was = before.get("processes", 1)
         if was != processes():
             wrong.append(f"it was trained by {was} processes and now there are {processes()}")
-        state = self.load()
         if state["step"] >= self.last_step:
             wrong.append(f"its {state['step']} steps are done; --epochs or --max-steps may grow")
         if 0 < self.config.max_seconds <= state["seconds"]:
@@ -365,6 +345,13 @@ class Run:
         if wrong:
             raise InputError(f"--resume {self.path.name}: {'; '.join(wrong)}")
         self.facts["started"] = before["started"]
+        try:
+            self.go_back(state)
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise RunError(f"the checkpoint in {self.path} is none of this run ({error})") from None
+
+    def go_back(self, state: dict[str, Any]) -> None:
+        """Put every part, and what is random, into the state of a checkpoint."""
         for name, part in self.parts.items():
             for saved, own in zip(
                 state[name].get("param_groups", []), getattr(part, "param_groups", []), strict=True
@@ -386,11 +373,13 @@ class Run:
                 since = self.row_before[0] + 1
                 steps = f"between steps {since} and" if since < self.step else "at step"
                 exact = ", or --precision fp32" if self.config.precision == "bf16" else ""
-                raise RunError(
+                line = (
                     f"{name} is {float(value)} {steps} {self.step}: the training has diverged. "
                     f"The last checkpoint in {self.path} is kept. A new run with an --lr smaller "
                     f"than {self.config.lr:g} may do better{exact}"
                 )
+                self.say(f"error       {line}", terminal=False)
+                raise RunError(line)
 
     def seconds_left(self, a_step: float) -> float:
         """Say how long the run will go on if each step takes so many seconds."""
@@ -409,9 +398,10 @@ class Run:
         """Print a line above the bar, and keep it in train.log."""
         if not self.first:
             return
+        line = line.encode(errors="backslashreplace").decode()  # a path may hold any bytes
         if terminal:
             tqdm.write(line)
-        with open(self.path / "train.log", "a") as file:
+        with open(self.path / "train.log", "a", encoding="utf-8") as file:
             file.write(line + "\n")
 
 
@@ -424,13 +414,13 @@ def cut_off(run: Path, step: int) -> None:
     for aside in (*run.glob(".*.[0-9]*"), *run.glob("frames/.*.[0-9]*"), *run.glob(".tmp*")):
         aside.unlink()  # a process was killed while it wrote
     if (run / "metrics.csv").exists():
-        lines = (run / "metrics.csv").read_text().splitlines(keepends=True)
+        lines = (run / "metrics.csv").read_text(errors="replace").splitlines(keepends=True)
         header, *rows = [line for line in lines if line.endswith("\n")] or [""]
-        rows = [row for row in rows if int(row.split(",")[0]) <= step]
+        rows = [row for row in rows if (n := row.split(",")[0]).isdecimal() and int(n) <= step]
         with write_aside(run / "metrics.csv") as file:
             file.write("".join([header, *rows]).encode())
     for frame in (run / "frames").glob("*.png"):
-        if int(frame.stem) > step:
+        if frame.stem.isdecimal() and int(frame.stem) > step:
             frame.unlink()
     for events in run.glob("events.out.tfevents.*"):
         with write_aside(events) as file:

@@ -32,7 +32,7 @@ import utils
 from data import Batches, load_pictures
 from model import Discriminator, Generator
 from run_folder import Run
-from utils import Channels, ImageSize, Positive, Precision, Seed, Share
+from utils import Channels, ImageSize, Positive, Precision, Seed, Share, Size
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class Config:
     """Adam's decay of the mean gradient."""
     beta2: Share = 0.999
     """Adam's decay of the mean squared gradient."""
-    g_width: PositiveInt = 128
+    g_width: Size = 128
     """Feature maps of the generator's last hidden layer."""
-    d_width: PositiveInt = 64
+    d_width: Size = 64
     """Feature maps of the discriminator's first layer."""
-    z_dim: PositiveInt = 100
+    z_dim: Size = 100
     """Length of the noise vector z."""
     image_size: ImageSize = 64
     """Side of the images in pixels."""

@@ -27,7 +27,7 @@ import utils
 from data import Batches, load_pictures
 from model import Critic, Generator
 from run_folder import Run
-from utils import Channels, ImageSize, Positive, Precision, Seed, Share
+from utils import Channels, ImageSize, Positive, Precision, Seed, Share, Size
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class Config:
     """Critic updates for each generator update."""
     lambda_gp: Positive = 10.0
     """Weight of the gradient penalty, lambda in Algorithm 1."""
-    g_width: PositiveInt = 64
+    g_width: Size = 64
     """Feature maps of the generator's last hidden layer."""
-    d_width: PositiveInt = 64
+    d_width: Size = 64
     """Feature maps of the critic's first layer."""
-    z_dim: PositiveInt = 100
+    z_dim: Size = 100
     """Length of the noise vector z."""
     image_size: ImageSize = 64
     """Side of the images in pixels."""

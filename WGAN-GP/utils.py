@@ -21,6 +21,7 @@ from dataclasses import asdict, fields
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
+from zipfile import BadZipFile, ZipFile
 
 import docstring_parser
 import torch
@@ -29,6 +30,7 @@ from jsonargparse.typing import restricted_number_type
 from safetensors import SafetensorError
 
 HERE = Path(__file__).resolve().parent
+BEFORE = "checkpoint.before.pt"  # what checkpoint.pt was, in case that is damaged
 FORMAT = 1  # of the run folder and the picture cache; raised when a meaning in them changes
 
 # ---- Errors ----
@@ -55,6 +57,10 @@ def plain_errors() -> Iterator[None]:
         code, line = 2, str(error)
     except (RunError, OSError, torch.OutOfMemoryError) as error:
         code, line = 1, str(error)
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # torch has no class of its own for it
+            raise
+        code, line = 1, f"out of memory: {error}"
     except KeyboardInterrupt:
         code, line = 128 + signal.SIGINT, "interrupted; what was saved before is kept"
     process = os.environ.get("RANK", "0")  # of several that torchrun starts
@@ -67,6 +73,7 @@ def plain_errors() -> Iterator[None]:
 # ---- Settings ----
 
 Positive = restricted_number_type("Positive", float, [(">", 0), ("<", math.inf)])
+Size = restricted_number_type("Size", int, [(">", 0), ("<=", 2**14)])  # of a network
 Share = restricted_number_type("Share", float, [(">=", 0), ("<", 1)])
 Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
 ImageSize = Literal[16, 32, 64, 128, 256, 512, 1024]
@@ -133,7 +140,7 @@ def parse_config(settings: type[Config], argv: list[str] | None = None) -> Confi
         config = parse([*files, *flags])
         if config.resume:
             saved = find_run(config.runs_dir, config.resume) / "parameters.json"
-            config = parse([f"--config={saved}", *files, *flags])
+            config = parse([f"--config={find_file(str(saved))}", *files, *flags])
     except argparse.ArgumentError as error:
         raise InputError(str(error)) from None
     return config
@@ -147,12 +154,8 @@ def find_file(name: str) -> Path:
     """
     for path in (Path(name), HERE / name):
         if path.is_file():
-            try:
-                found = read_json(path) if path.stat().st_size < 2**20 else None
-                if not isinstance(found, dict) or "config" in found:
-                    raise ValueError("it is no JSON object of settings")
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"--config {name}: {error}") from None
+            if "config" in read_json(path):
+                raise InputError(f"--config {name}: it cannot name another file")
             return path
     raise InputError(f"--config {name}: no such file")
 
@@ -213,9 +216,36 @@ def sync(path: Path) -> None:
             os.close(number)
 
 
-def read_json(path: Path) -> Any:
-    """Read one JSON value."""
-    return json.loads(path.read_text())
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds one object.
+
+    Raises:
+        InputError: it holds something else, or there is no such file.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        if path.stat().st_size > 2**20:
+            raise ValueError("it is larger than a megabyte")
+        found = json.loads(path.read_bytes())
+        if not isinstance(found, dict):
+            raise ValueError(f"it is a {type(found).__name__}")
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} holds no JSON object ({error})") from None
+    return found
+
+
+def read_facts(run: Path) -> dict[str, Any]:
+    """Read run.json.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    facts = read_json(run / "run.json")
+    for name, kind in (("format", int), ("started", str), ("pictures", dict)):
+        if type(facts.get(name)) is not kind:
+            raise InputError(f"{run / 'run.json'} is damaged ({name} is {facts.get(name)!r:.50})")
+    return facts
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -235,8 +265,8 @@ def new_run(runs_dir: str, name: str) -> Path:
     Raises:
         InputError: the name is taken, or is none.
     """
-    if name in ("latest", "..") or Path(name).name != name:
-        raise InputError(f"--name {name}: not a name that a run folder can have")
+    if name in ("latest", "..") or Path(name).name != name or not name.isprintable():
+        raise InputError(f"--name {name!r}: not a name that a run folder can have")
     stem = name or f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
     for suffix in itertools.chain([""], (f"_{n}" for n in itertools.count(2))):
         run = runs_folder(runs_dir) / (stem + suffix)
@@ -259,7 +289,8 @@ def find_run(runs_dir: str, name: str) -> Path:
     folder = runs_folder(runs_dir)
     if name == "latest":
         runs = {file.parent for file in folder.glob("*/checkpoint*.pt")}
-        started = {run: read_json(run / "run.json")["started"] for run in runs}
+        runs = {run for run in runs if (run / "run.json").is_file()}
+        started = {run: read_facts(run)["started"] for run in runs}
         if not started:
             raise InputError(f"--resume: there is no run to go on with in {folder}")
         name = max(started, key=started.get).name
@@ -267,6 +298,32 @@ def find_run(runs_dir: str, name: str) -> Path:
         if not any((folder / name).glob(file)):
             raise InputError(f"--resume {name}: {folder / name} is no run, it has no {file}")
     return folder / name
+
+
+def read_checkpoint(run: Path) -> tuple[dict[str, Any], list[str]]:
+    """Read checkpoint.pt, or the one before if that is damaged; nothing in them is run as code.
+
+    Returns:
+        What was saved; and what is wrong with a checkpoint that was passed over.
+
+    Raises:
+        RunError: both are damaged.
+    """
+    damaged = []
+    for path in (run / "checkpoint.pt", run / BEFORE):
+        try:
+            with ZipFile(path) as archive:  # which is what torch.save writes
+                part = archive.testzip()  # a CRC-32 for each tensor
+            if part:
+                raise BadZipFile(f"{part} in it is damaged")
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            kinds = {"step": int, "seconds": float, "settings": dict, "own": list}
+            if any(type(state[name]) is not kind for name, kind in kinds.items()):
+                raise ValueError("it is no checkpoint of this program")
+            return state, damaged
+        except Exception as error:  # what a damaged file raises can be nearly anything
+            damaged.append(f"{path.name}: {' '.join(str(error).split())}")
+    raise RunError(f"no checkpoint in {run} can be read: {'; '.join(damaged)}")
 
 
 # ---- Surroundings ----

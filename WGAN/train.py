@@ -27,7 +27,7 @@ import utils
 from data import Batches, load_pictures
 from model import Critic, Generator
 from run_folder import Run
-from utils import Channels, ImageSize, Positive, Precision, Seed
+from utils import Channels, ImageSize, Positive, Precision, Seed, Size
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Config:
     """Critic updates for each generator update."""
     clip_value: Positive = 0.01
     """Bound of all critic weights, c in Algorithm 1."""
-    g_width: PositiveInt = 64
+    g_width: Size = 64
     """Feature maps of the generator's last hidden layer."""
-    d_width: PositiveInt = 64
+    d_width: Size = 64
     """Feature maps of the critic's first layer."""
-    z_dim: PositiveInt = 100
+    z_dim: Size = 100
     """Length of the noise vector z."""
     image_size: ImageSize = 64
     """Side of the images in pixels."""

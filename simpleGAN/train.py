@@ -31,7 +31,7 @@ import utils
 from data import Batches, load_pictures
 from model import Discriminator, Generator
 from run_folder import Run
-from utils import Channels, ImageSize, Positive, Precision, Seed, Share
+from utils import Channels, ImageSize, Positive, Precision, Seed, Share, Size
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ class Config:
     """Let the generator minimise log(1 - D(G(z))), as in Algorithm 1, instead of -log D(G(z))."""
     dropout: Share = 0.3
     """Share of the discriminator's hidden units left out at random."""
-    g_width: PositiveInt = 128
+    g_width: Size = 128
     """Units of the generator's first hidden layer; the last has 32 times as many."""
-    d_width: PositiveInt = 128
+    d_width: Size = 128
     """Units of the discriminator's last hidden layer; the first has 32 times as many."""
-    z_dim: PositiveInt = 64
+    z_dim: Size = 64
     """Length of the noise vector z."""
     image_size: ImageSize = 64
     """Side of the images in pixels."""

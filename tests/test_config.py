@@ -110,9 +110,9 @@ def test_bad_flags_are_refused_by_name(argv, named, tmp_path):
         ('{"lr": [1]}', "lr"),
         ('{"image_size": 40}', "image_size"),
         ('{"data": 5}', "data"),
-        ('{"epochs": 5', "config"),
-        ("[1, 2]", "config"),
-        ("", "config"),
+        ('{"epochs": 5', "settings.json holds no JSON object"),
+        ("[1, 2]", "settings.json holds no JSON object"),
+        ("", "settings.json holds no JSON object"),
     ],
 )
 def test_bad_files_are_refused_by_name(content, named, settings_file):

@@ -151,5 +151,22 @@ def test_bad_input(top, monkeypatch, tmp_path):
         call(monkeypatch, run)
 
 
+@pytest.mark.parametrize("kind", ["damaged", "huge", "other", "empty"])
+def test_frames_that_no_training_has_drawn_are_refused_by_name(kind, top, monkeypatch):
+    run = make_run(top, "DCGAN")
+    frame = run / "frames" / "000010.png"
+    if kind == "damaged":
+        frame.write_bytes(frame.read_bytes()[:200])
+    elif kind == "huge":
+        Image.new("1", (20_000, 20_000)).save(frame)  # 50 kB, and 1.2 GB as RGB
+    elif kind == "other":
+        Image.new("RGB", (32, 32)).save(frame, "GIF")
+    else:
+        frame.write_bytes(b"")
+    with pytest.raises(runs.InputError, match=r"000010\.png cannot be drawn"):
+        call(monkeypatch, run)
+    assert not (run / "samples.gif").exists()
+
+
 def test_the_models_are_the_folders():
     assert {path.parent.name for path in TOP.glob("*/train.py")} == set(runs.MODELS)

@@ -169,7 +169,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(files, tiny, monkeypatc
     for name in ("generator.safetensors",):
         assert (whole / name).read_bytes() == (killed / name).read_bytes()
     a, b = (torch.load(run / "checkpoint.pt", weights_only=True) for run in (whole, killed))
-    del a["seconds"], b["seconds"]
+    assert a.pop("seconds") and b.pop("seconds") and a.pop("settings") == b.pop("settings")
     assert (killed / "checkpoint.before.pt").exists()
     torch.testing.assert_close(a, b, rtol=0, atol=0)
     assert without_times(whole) == without_times(killed)
@@ -314,6 +314,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_a_good_checkpoint(folder, t
     run = files.utils.find_run(config.runs_dir, "run")
     assert torch.load(run / "checkpoint.pt", weights_only=True)["step"] == 4
     assert all(t.isfinite().all() for t in load_file(run / "generator.safetensors").values())
+    assert "loss_g is nan" in (run / "train.log").read_text().splitlines()[-1]  # doctor.py reads it
 
 
 def test_weights_that_are_not_finite_reach_no_checkpoint(tiny, monkeypatch):

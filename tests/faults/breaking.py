@@ -51,7 +51,7 @@ def run_in_child(job, *signals: tuple[float, int]) -> tuple[int, str]:
 
 def weights(run):
     state = torch.load(run / "checkpoint.pt", weights_only=True)
-    del state["seconds"]
+    del state["seconds"], state["settings"]
     return state
 
 

@@ -112,9 +112,9 @@ def discriminator_step(
     real_logits, fake_logits = discriminator(real), discriminator(fake)
     loss = bce(real_logits, torch.ones_like(real_logits))
     loss = loss + bce(fake_logits, torch.zeros_like(fake_logits))
-    optimizer.zero_grad()
     loss.backward()
     optimizer.step()
+    optimizer.zero_grad()  # at once, so that the other network's gradients take their place
     return {
         "loss_d": loss.detach(),
         "d_real": real_logits.detach().sigmoid().mean(),
@@ -129,9 +129,9 @@ def generator_step(
     discriminator.requires_grad_(False)  # its own gradients are not needed here
     logits = discriminator(generator(z))
     loss = bce(logits, torch.ones_like(logits))
-    optimizer.zero_grad()
     loss.backward()
     optimizer.step()
+    optimizer.zero_grad()
     discriminator.requires_grad_(True)
     return {"loss_g": loss.detach()}
 

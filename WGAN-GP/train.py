@@ -130,9 +130,9 @@ def critic_step(
     wasserstein = critic(real).mean() - critic(fake).mean()
     penalty, slope = gradient_penalty(critic, real, fake)
     loss = -wasserstein + config.lambda_gp * penalty
-    optimizer.zero_grad()
     loss.backward()
     optimizer.step()
+    optimizer.zero_grad()  # at once, so that the other network's gradients take their place
     losses = {"loss_d": loss, "wasserstein": wasserstein, "penalty": penalty, "slope": slope}
     return {name: value.detach() for name, value in losses.items()}
 
@@ -143,9 +143,9 @@ def generator_step(
     """Move the generator once (Algorithm 1, lines 11 and 12) to where the critic scores higher."""
     critic.requires_grad_(False)  # its own gradients are not needed here
     loss = -critic(generator(z)).mean()
-    optimizer.zero_grad()
     loss.backward()
     optimizer.step()
+    optimizer.zero_grad()
     critic.requires_grad_(True)
     return {"loss_g": loss.detach()}
 

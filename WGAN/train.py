@@ -100,9 +100,9 @@ def critic_step(
         fake = generator(z)
     wasserstein = critic(real).mean() - critic(fake).mean()
     loss = -wasserstein
-    optimizer.zero_grad()
     loss.backward()
     optimizer.step()
+    optimizer.zero_grad()  # at once, so that the other network's gradients take their place
     clipped = clip_weights(critic, config.clip_value)
     return {"loss_d": loss.detach(), "wasserstein": wasserstein.detach(), "clipped": clipped}
 
@@ -128,9 +128,9 @@ def generator_step(
     """Move the generator once (Algorithm 1, lines 9 to 11) to where the critic scores higher."""
     critic.requires_grad_(False)  # its own gradients are not needed here
     loss = -critic(generator(z)).mean()
-    optimizer.zero_grad()
     loss.backward()
     optimizer.step()
+    optimizer.zero_grad()
     critic.requires_grad_(True)
     return {"loss_g": loss.detach()}
 

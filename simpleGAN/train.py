@@ -116,9 +116,9 @@ def discriminator_step(
     real_logits, fake_logits = discriminator(torch.cat([real, fake])).chunk(2)
     loss = bce(real_logits, torch.ones_like(real_logits))
     loss = loss + bce(fake_logits, torch.zeros_like(fake_logits))
-    optimizer.zero_grad()
     loss.backward()
     optimizer.step()
+    optimizer.zero_grad()  # at once, so that the other network's gradients take their place
     return {
         "loss_d": loss.detach(),
         "d_real": real_logits.detach().sigmoid().mean(),
@@ -136,9 +136,9 @@ def generator_step(
         loss = -bce(logits, torch.zeros_like(logits))  # log(1 - D(G(z))), flat where D is sure
     else:
         loss = bce(logits, torch.ones_like(logits))  # -log D(G(z)): same fixed point, steeper
-    optimizer.zero_grad()
     loss.backward()
     optimizer.step()
+    optimizer.zero_grad()
     discriminator.requires_grad_(True)
     return {"loss_g": loss.detach()}
 

@@ -158,7 +158,7 @@ def test_frames_that_no_training_has_drawn_are_refused_by_name(kind, top, monkey
     if kind == "damaged":
         frame.write_bytes(frame.read_bytes()[:200])
     elif kind == "huge":
-        Image.new("1", (20_000, 20_000)).save(frame)  # 50 kB, and 1.2 GB as RGB
+        Image.new("1", (12_000, 12_000)).save(frame)  # 20 kB, and 0.4 GB as RGB
     elif kind == "other":
         Image.new("RGB", (32, 32)).save(frame, "GIF")
     else:

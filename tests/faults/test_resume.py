@@ -88,7 +88,9 @@ def test_damage_at_random(length, run, tmp_path):
 
 
 @pytest.mark.parametrize("name", JSON)
-@pytest.mark.parametrize("content", [b"", b"[1]", b'{"a": ', b"\xff", b"[" * 10**5, b" " * 2**21])
+@pytest.mark.parametrize(
+    "content", [b"", b"[1]", b'{"a": ', b"\xff", b"[" * 10**5, b"{}" + b" " * 2**20]
+)
 def test_json_that_is_damaged_is_named(name, content, run, capsys):
     (run / name).write_bytes(content)
     files = load("DCGAN")
@@ -96,6 +98,16 @@ def test_json_that_is_damaged_is_named(name, content, run, capsys):
     if name == "run.json":  # it says which run is the newest
         (run.parent / "other").mkdir()
         assert str(run / name) in refusal(files, run.with_name("latest"), capsys)
+
+
+def test_rows_that_are_none_are_cut_off(run):
+    good = (run / "metrics.csv").read_bytes()
+    (run / "metrics.csv").write_bytes(good + b"x,1\n\xff\n\n1.5,2\n9,9\n-1\n5")
+    go_on(load("DCGAN"), run, "--max-steps", "5")
+    after = (run / "metrics.csv").read_bytes()
+    assert (
+        after.startswith(good) and after[len(good) :].startswith(b"5,") and after.count(b"\n") == 6
+    )
 
 
 @pytest.mark.parametrize("content", ["{}", '{"format": 1, "started": 5, "pictures": {}}'])

@@ -143,6 +143,8 @@ def parse_config(settings: type[Config], argv: list[str] | None = None) -> Confi
             config = parse([f"--config={find_file(str(saved))}", *files, *flags])
     except argparse.ArgumentError as error:
         raise InputError(str(error)) from None
+    except OverflowError as error:
+        raise InputError(f"a number in the settings is too large: {error}") from None
     return config
 
 

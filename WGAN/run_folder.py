@@ -303,7 +303,10 @@ class Run:
             save_file(weights, file.name, {"about": json.dumps(about)})
             sync(Path(file.name))
         with write_aside(self.path / "checkpoint.pt", keep=self.path / BEFORE) as file:
-            torch.save(state, file)
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:  # of ending the file, which hides why that was necessary
+                raise error.__context__ or error from None
 
     def own_state(self) -> dict[str, Any]:
         """Return what differs from process to process: random numbers, and sums of losses."""

@@ -108,6 +108,7 @@ def test_bad_flags_are_refused_by_name(argv, named, tmp_path):
         ('{"epochs": true}', "epochs"),
         ('{"lr": NaN}', "lr"),
         ('{"lr": [1]}', "lr"),
+        ('{"lr": 1' + "0" * 400 + "}", "too large"),
         ('{"image_size": 40}', "image_size"),
         ('{"data": 5}', "data"),
         ('{"epochs": 5', "settings.json holds no JSON object"),

@@ -31,7 +31,7 @@ TITLES = {"simpleGAN": "GAN: the logit of D(x)", "WGAN": "WGAN: f(x), weights cl
 TITLES |= {"WGAN-GP": "WGAN-GP: f(x), slopes held near 1"}
 # The step from which on most pictures in the frames of the quick run are faces, by eye.
 FACES_AT = {"simpleGAN": 1200, "DCGAN": 600, "WGAN": 200, "WGAN-GP": 200}
-STEPS = 2000  # critic updates
+STEPS = 4000  # critic updates; with fewer, or smaller ones, the penalty is met by a bad critic
 SIDE = 2.4  # the landscapes reach from -SIDE to SIDE
 
 
@@ -73,7 +73,7 @@ def train_critic(model: str) -> dict:
     if model == "WGAN":
         optimizer = RMSprop(critic.parameters(), 1e-4)
     else:
-        optimizer = Adam(critic.parameters(), 1e-4, (0.5, 0.9))
+        optimizer = Adam(critic.parameters(), 1e-3, (0.5, 0.9))
     step = getattr(train, "critic_step", None) or train.discriminator_step
     for _ in range(STEPS):
         losses = step(critic, Blurred(), optimizer, draw_points(256, rng), config)

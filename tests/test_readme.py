@@ -8,7 +8,9 @@ import subprocess
 import sys
 from importlib.metadata import version
 
+import numpy as np
 import pytest
+import torch
 from conftest import FOLDERS, TOP, load
 from packaging.requirements import Requirement
 
@@ -17,6 +19,10 @@ import doctor
 import evaluate
 import generate
 import make_gif
+import runs
+
+sys.path.insert(0, str(TOP / "results"))
+import figures  # noqa: E402
 
 SCRIPTS = {f"{m.__name__}.py": m for m in (compare, doctor, evaluate, generate, make_gif)}
 
@@ -57,6 +63,8 @@ def check(folder, words):
         SCRIPTS[arguments[0]].parse_arguments(arguments[1:] or ["WGAN"])
     elif program == "python" and arguments[0].startswith("benchmarks/"):
         ast.parse((TOP / arguments[0]).read_text())
+    elif program == "python" and arguments[0] == "results/figures.py":
+        assert arguments[1] in figures.DRAWN
     elif words[:3] == ["python", "-m", "pytest"]:
         assert words[3:] in (["-n", "2"], ["-m", "long"])
     elif program.startswith("scripts/"):
@@ -165,3 +173,108 @@ def test_the_project_speaks_of_itself_alone():
         if path.suffix in (".py", ".md", ".json", ".csv", ".txt", ".toml", ".sh", ".yml", ".log"):
             found = words.search(path.read_text())
             assert not found or file.endswith("test_readme.py"), f"{file}: {found}"
+
+
+# ---- the README in Portuguese, and numbers ----
+
+BRAZILIAN = (TOP / "README.pt-BR.md").read_text()
+
+
+def swapped(text):
+    """Write numbers as Brazilians do: 1.234,5 for 1,234.5."""
+    return re.sub(r"(?<=\d)[.,](?=\d)", lambda mark: ",."["," in mark[0]], text)
+
+
+def code_in(text):
+    return re.findall(r"^```.*?^```", text, re.M | re.S), sorted(re.findall(r"`[^`\n]+`", text))
+
+
+def numbers_in(text):
+    """List the numbers outside code and addresses, without the marks inside them."""
+    text = re.sub(r"^```.*?^```|`[^`\n]+`|\]\([^)]*\)", "", text, flags=re.M | re.S)
+    return sorted(re.sub(r"[.,]", "", n) for n in re.findall(r"\d+(?:[.,]\d+)*", text))
+
+
+def test_both_readmes_have_the_same_headings_commands_numbers_and_pictures():
+    blocks, inline = zip(*map(code_in, (README, BRAZILIAN)), strict=True)
+    assert blocks[0] == blocks[1]
+    assert inline[0] == inline[1]
+    for pattern in (r"^#+", r"\]\(((?!README)[^)]*)\)", r"^\|", r"^\*\*"):
+        assert re.findall(pattern, README, re.M) == re.findall(pattern, BRAZILIAN, re.M)
+    assert numbers_in(README) == numbers_in(BRAZILIAN)
+    assert len(numbers_in(README)) > 100
+
+
+def test_the_tables_are_those_of_the_record():
+    for table in (figures.table_of_runs(), figures.table_of_race(), figures.table_of_waiting()):
+        assert table in README
+        assert swapped("\n".join(table.splitlines()[2:])) in BRAZILIAN
+
+
+# What the prose on results says: where in results/ the number in it stands.
+MEASURED = {
+    "4.3 (DCGAN)": ("speed/waiting-2-cores.json", "figures", "DCGAN_first_step_seconds"),
+    "6.6 seconds (simple GAN)": (
+        "speed/waiting-2-cores.json",
+        "figures",
+        "simpleGAN_first_step_seconds",
+    ),
+    "2.0 seconds": ("speed/waiting-2-cores.json", "figures", "gif_of_100_frames_530x530_seconds"),
+    "3,154 a second": ("speed/data-2-cores.json", "figures", 3, "packed_per_second"),
+    "2,218 minibatches": ("speed/data-2-cores.json", "figures", 3, "batches_of_64_per_second"),
+    "200,000 of them": ("speed/data-2-cores.json", "figures", 3, "pictures"),
+    "for SECONDS seconds each": ("race/race.json", "budget", "seconds"),
+    "1,000 of them held out": ("race/race.json", "conditions", "hold_out"),
+    "steep (median slope 0)": ("landscapes.json", "simpleGAN_median_slope"),
+    "0% of": ("landscapes.json", "weights_at_the_bound"),
+}
+SETTINGS = {"64x64", "64", "32x32", "32", "178x218", "100", "100%", "2.15.0", "1", "6"}
+
+
+def test_numbers_in_the_text_of_the_results_stand_in_the_record():
+    sections = re.findall(r"^## (?:Results|Speed)$.*?(?=^## )", README, re.M | re.S)
+    sections += re.findall(r"^\*Eight Gaussians.*?\n\n", README, re.M | re.S)
+    assert len(sections) == 3
+    text = "\n".join(sections)
+    text = re.sub(r"^```.*?^```|`[^`\n]+`|\]\([^)]*\)|^\|.*", "", text, flags=re.M | re.S)
+    text = " ".join(text.split())
+    for words, (file, *keys) in MEASURED.items():
+        assert text.count(words) == 1, words
+        value = json.loads((TOP / "results" / file).read_text())
+        for key in keys:
+            value = value[key]
+        number = re.search(r"[\d,.]*\d%?", words)[0]
+        digits = len(number.partition(".")[2])
+        form = ".0%" if "%" in number else f",.{digits}f"
+        assert format(value, form) == number, f"{words}: the record has {value}"
+        text = text.replace(words, "")
+    assert set(re.findall(r"\d[\d,.x]*%?(?<![,.])", text)) <= SETTINGS
+
+
+def test_what_is_shipped_is_small_and_in_half_precision():
+    from safetensors import safe_open
+
+    for file in (TOP / "results").rglob("*"):
+        assert file.is_dir() or file.stat().st_size < 500_000, file
+    for file in (TOP / "assets").glob("*.*"):
+        assert file.stat().st_size < 5_000_000, file
+    for folder in FOLDERS:
+        file = TOP / "assets" / "weights" / f"{folder}.safetensors"
+        assert file.stat().st_size < 15_000_000
+        with safe_open(file, "pt") as weights:
+            kinds = {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
+        assert kinds <= {"F16", "I64"}
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_weights_that_come_along_make_pictures_of_the_runs_kind(folder):
+    """They are told from noise and from one another's mean by how near real faces they come."""
+    generator, about = runs.load_generator(TOP / "assets" / "weights" / f"{folder}.safetensors")
+    rows = (TOP / "results" / folder / "quick-faces" / "metrics.csv").read_text().splitlines()
+    assert about["model"] == folder and about["step"] == int(rows[-1].split(",")[0])
+    z = torch.randn(200, about["arguments"]["z_dim"], generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        images = generator(z).movedim(1, 3).numpy()
+    faces = np.stack(list(load("DCGAN").data.draw_faces(200, 32))) / 127.5 - 1
+    assert np.abs(images.mean(0) - faces.mean(0)).mean() < 0.1
+    assert 0.5 < images.std(0).mean() / faces.std(0).mean() < 1.5

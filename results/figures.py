@@ -27,6 +27,7 @@ from pathlib import Path
 TOP = Path(__file__).resolve().parent.parent
 ASSETS = TOP / "assets"
 MODELS = ("simpleGAN", "DCGAN", "WGAN", "WGAN-GP")
+RECORDED = ("run.json", "parameters.json", "metrics.csv", "evaluation.jsonl")
 TITLES = {"simpleGAN": "GAN: the logit of D(x)", "WGAN": "WGAN: f(x), weights clipped at ±0.01"}
 TITLES |= {"WGAN-GP": "WGAN-GP: f(x), slopes held near 1"}
 # The step from which on most pictures in the frames of the quick run are faces, by eye.
@@ -156,6 +157,7 @@ def draw_curves(run: str = "quick-faces") -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import EngFormatter
 
     figure, axes = plt.subplots(4, 2, figsize=(10, 10), layout="constrained", sharey="row")
     for row, model in zip(axes, MODELS, strict=True):
@@ -168,7 +170,7 @@ def draw_curves(run: str = "quick-faces") -> None:
                 ax.plot(table[against], smooth, color=colour, label=name)
             ax.set_xlabel(f"{against} shown" if against == "images" else "seconds of training")
             ax.spines[["top", "right"]].set_visible(False)
-            ax.ticklabel_format(style="plain")
+            ax.xaxis.set_major_formatter(EngFormatter(sep=""))  # 100k
         row[0].set_title(model, loc="left", fontweight="bold")
         row[0].legend(frameon=False)
     ASSETS.mkdir(exist_ok=True)
@@ -218,6 +220,9 @@ def table_of_waiting() -> str:
 
 def record_run(run: Path) -> None:
     """Copy the small files of a run to results/, without what only its machine knows."""
+    missing = [name for name in RECORDED if not (run / name).is_file()]
+    if missing:
+        raise SystemExit(f"{run} has no {', '.join(missing)}; train and evaluate it first")
     facts = json.loads((run / "run.json").read_text())
     facts.pop("cache", None)  # a path
     folder = TOP / "results" / facts["model"] / run.name
@@ -226,7 +231,7 @@ def record_run(run: Path) -> None:
     settings = json.loads((run / "parameters.json").read_text())
     settings["data"], settings["data_dir"] = Path(settings["data"]).name, ""
     (folder / "parameters.json").write_text(json.dumps(settings, indent=2) + "\n")
-    for name in ("metrics.csv", "evaluation.jsonl"):
+    for name in RECORDED[2:]:
         shutil.copyfile(run / name, folder / name)
     print(f"wrote {folder}")
 

@@ -22,7 +22,7 @@ import make_gif
 import runs
 
 sys.path.insert(0, str(TOP / "results"))
-import figures  # noqa: E402
+import figures
 
 SCRIPTS = {f"{m.__name__}.py": m for m in (compare, doctor, evaluate, generate, make_gif)}
 

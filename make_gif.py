@@ -97,8 +97,12 @@ def scenes_side_by_side(runs: list[Path], every: int) -> list[list[tuple[Path, s
         drawn.append((read_facts(run)["model"], frames, images))
     scenes = []
     for moment in chosen(sorted({count for *_, images in drawn for count in images}), every):
-        latest = [(model, f[bisect_right(images, moment) - 1]) for model, f, images in drawn]
-        scenes.append([(f, f"{m}   {moment:,} images, step {step_of(f):,}") for m, f in latest])
+        scene = []
+        for model, frames, images in drawn:
+            latest = bisect_right(images, moment) - 1  # a run that has ended keeps its last frame
+            step = step_of(frames[latest])
+            scene.append((frames[latest], f"{model}   {images[latest]:,} images, step {step:,}"))
+        scenes.append(scene)
     return scenes
 
 

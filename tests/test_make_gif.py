@@ -95,7 +95,13 @@ def test_side_by_side_is_aligned_by_images_shown(top, monkeypatch):
     at = [[runs.step_of(frame) for frame, _ in scene] for scene in scenes]
     # images: DCGAN 0, 640, ... 3200; WGAN 0, 1600, 3200
     assert at == [[0, 0], [10, 0], [20, 0], [20, 5], [30, 5], [40, 5], [50, 10]]
-    call(monkeypatch, "--side-by-side")
+    short = make_run(top, "DCGAN", "short", frames=2, every=10)  # ends long before the other
+    last = make_gif.scenes_side_by_side([short, wgan], 0)[-1]
+    assert [label for _, label in last] == [
+        "DCGAN   640 images, step 10",
+        "WGAN   3,200 images, step 10",
+    ]
+    call(monkeypatch, dcgan, wgan, "--side-by-side")
     (width, height), _ = frames_in(top / "assets" / "side-by-side.gif")
     assert width > 2 * 480 and height < 560
 

@@ -35,6 +35,7 @@ RACES = TOP / "race"
 EVALUATE = (sys.executable, str(TOP / "evaluate.py"))
 TRIAL = 3  # seconds that each model is tried for
 ROWS, FRAMES, CHECKPOINTS = 150, 60, 10  # of each run, about
+REQUESTS: list[int] = []  # to stop; code written in C can lose the exception that each raises
 STOPPED = {128 + signal.SIGINT, 128 + signal.SIGTERM, 129}  # exit codes of a run that was saved
 
 
@@ -90,14 +91,20 @@ def hold(race: Race) -> dict[str, Any]:
 
 @contextmanager
 def signals_interrupt() -> Iterator[None]:
-    """Let requests to stop do what Ctrl-C does."""
-    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {n: signal.signal(getattr(signal, n), signal.default_int_handler) for n in names}
+    """Let requests to stop do what Ctrl-C does, and keep them."""
+
+    def interrupt(number: int, _: Any) -> None:
+        REQUESTS.append(number)
+        raise KeyboardInterrupt
+
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {n: signal.signal(getattr(signal, n), interrupt) for n in names}
     try:
         yield
     finally:
         for name, handler in before.items():
             signal.signal(getattr(signal, name), handler)
+        REQUESTS.clear()
 
 
 def open_race(race: Race) -> dict[str, Any]:
@@ -306,7 +313,7 @@ def run_program(
     Raises:
         KeyboardInterrupt: asked to stop; the program has ended.
     """
-    stopped = False
+    asked = told = 0  # how often to stop
     with tempfile.TemporaryFile("w+") as errors:
         child = subprocess.Popen(
             [str(word) for word in command],
@@ -324,7 +331,10 @@ def run_program(
                 except subprocess.TimeoutExpired:
                     pass
                 except KeyboardInterrupt:
-                    stopped = True
+                    asked += 1
+                asked = max(asked, len(REQUESTS))
+                if told < asked:
+                    told += 1
                     child.send_signal(signal.SIGINT)
         finally:
             if child.poll() is None:
@@ -332,7 +342,7 @@ def run_program(
                 child.wait()
         errors.seek(0)
         lines = [line.strip() for line in errors if line.strip()]
-    if stopped:
+    if asked or REQUESTS:
         raise KeyboardInterrupt
     if child.returncode < 0:
         lines.append(f"killed by signal {-child.returncode}")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from statistics import fmean, stdev
 
@@ -30,6 +31,7 @@ import race_report
 # Stands in for evaluate.py: a number drawn from the run's name, beside a floor.
 EVALUATE = """
 import json, random, sys, time
+from contextlib import suppress
 from pathlib import Path
 run, num, seed = Path(sys.argv[1]), int(sys.argv[3]), int(sys.argv[5])
 assert sys.argv[2::2] == ["--num", "--seed", "--device"] and sys.argv[7] == "cpu"
@@ -296,6 +298,28 @@ def test_one_race_at_a_time(plan, trainer):
 )
 def test_a_mean_has_no_more_digits_than_its_spread_allows(values, text):
     assert race_report.spread(values) == text
+
+
+def test_a_request_to_stop_whose_exception_is_lost_is_heeded(tmp_path):
+    program = """
+import signal, sys, time
+signal.signal(signal.SIGINT, lambda *_: (open("told", "w").close(), sys.exit(130)))
+open("ready", "w").close()
+time.sleep(60)
+"""
+
+    def watch():
+        if (tmp_path / "ready").exists() and not race.REQUESTS:
+            with suppress(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(1)
+
+    with pytest.raises(KeyboardInterrupt), race.signals_interrupt():
+        race.run_program([sys.executable, "-c", program], tmp_path, watch)
+    assert (tmp_path / "told").exists()
+    with pytest.raises(KeyboardInterrupt), race.signals_interrupt():
+        race.REQUESTS.append(signal.SIGINT)  # one that comes as the program ends
+        race.run_program([sys.executable, "-c", "pass"], tmp_path)
 
 
 def test_without_evaluate_py_the_race_goes_on(plan, trainer, monkeypatch, capsys):

@@ -261,7 +261,7 @@ def test_what_is_shipped_is_small_and_in_half_precision():
     for file in (TOP / "results").rglob("*"):
         assert file.is_dir() or file.stat().st_size < 500_000, file
     for file in (TOP / "assets").glob("*.*"):
-        assert file.stat().st_size < (8e6 if "side-by-side" in file.name else 5e6), file
+        assert file.stat().st_size < 5e6, file
     for folder in FOLDERS:
         file = TOP / "assets" / "weights" / f"{folder}.safetensors"
         assert file.stat().st_size < 15_000_000

@@ -174,7 +174,7 @@ def test_a_data_folder_whose_name_is_not_utf8_is_refused(data, folder, tmp_path)
 
 
 def test_names_that_climb_out_of_a_zip_write_nothing(data, tmp_path):
-    names = ["../up.png", "/root.png", "a/../../b.png", r"..\back.png", "C:/disk.png", "ok.png"]
+    names = ["../up.png", "/top.png", "a/../../b.png", r"..\back.png", "C:/disk.png", "ok.png"]
     (tmp_path / "in").mkdir()
     packed = zipped(tmp_path / "in" / "p.zip", dict.fromkeys(names, RED))
     before = set(tmp_path.rglob("*"))

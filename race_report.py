@@ -18,7 +18,7 @@ from compare_tables import (
     read_runs,
     short,
 )
-from race import Race, run_program, save
+from race import FRAMES, Race, run_program, save
 from runs import TOP, write_aside
 
 MAKE_GIF = (sys.executable, str(TOP / "make_gif.py"), "--max-mb", "10", "--side-by-side")
@@ -147,7 +147,9 @@ def draw_gif(race: Race, runs: Sequence[Known]) -> None:
     seeds = [[run.path for run in runs if run.settings["seed"] == s] for s in range(race.seeds)]
     most = max(seeds, key=len)
     if most:
-        command = [*MAKE_GIF, *(path.resolve() for path in most), "--out"]
+        # about 30 scenes: more would have to be small and poor in colours
+        scenes = ["--every", max(1, len(most) * FRAMES // 30), "--fps", 5]
+        command = [*MAKE_GIF, *(path.resolve() for path in most), *scenes, "--out"]
         code, reason = run_program([*command, (race.folder / "race.gif").resolve()], TOP)
         if code:
             print(f"no race.gif: {reason}")

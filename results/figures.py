@@ -1,7 +1,7 @@
-"""Draw the figures of the README: the four critics on points in a plane, and the runs' curves.
+"""Draw the figures of the README, lay out its tables, and keep the runs that both are made of.
 
 Examples:
-    python results/figures.py landscapes      assets/landscapes.png, about three minutes
+    python results/figures.py landscapes      assets/landscapes.png, several minutes
     python results/figures.py curves          assets/curves.png, from results/MODEL/quick-faces/
     python results/figures.py table           what the runs in results/ came to, in Markdown
     python results/figures.py race            the same of the race in results/race/
@@ -10,9 +10,10 @@ Examples:
     python results/figures.py weights RUN     assets/weights/MODEL.safetensors, in half precision
     python results/figures.py final           assets/final.png, pictures by those weights
 
-The critics are trained by the folders' own steps, on points (B, 2, 1, 1) in place of images. As in
-figure 1 of the WGAN-GP's paper (arXiv:1704.00028, section 4) the generator stands still and gives
-real points with Gaussian noise on them: what is seen is the critic that each paper asks for.
+For the landscapes three critics are trained by the folders' own steps, on points (B, 2, 1, 1) in
+place of images. As in figure 1 of the WGAN-GP's paper (arXiv:1704.00028, section 4) the generator
+stands still and gives real points with Gaussian noise on them: what is seen is the critic that
+each paper asks for.
 """
 
 import argparse
@@ -89,7 +90,6 @@ def train_critic(model: str) -> dict:
     between = (share * real + (1 - share) * fake).requires_grad_()
     (gradient,) = torch.autograd.grad(critic(between).sum(), between)
     return {
-        "model": model,
         "heights": heights.numpy(),
         "weights": torch.cat([p.detach().flatten() for p in critic.parameters()]).numpy(),
         "slopes": gradient.flatten(1).norm(dim=1).numpy(),
@@ -207,6 +207,30 @@ def table_of_race() -> str:
     return "\n".join(rows) + "\n"
 
 
+def table_of_runs() -> str:
+    """Lay out the runs on record as Markdown: their length, and the last evaluation of each."""
+    shown = {"swd": ".3f", "frechet_random": ",.0f", "diversity": ".2f"}
+    rows = ["| run | pictures | steps | images shown | minutes | " + " | ".join(shown) + " |"]
+    rows.append("|---" * (5 + len(shown)) + "|")
+    for folder in (f for model in MODELS for f in sorted((TOP / "results" / model).iterdir())):
+        facts, settings = (
+            json.loads((folder / name).read_text()) for name in ("run.json", "parameters.json")
+        )
+        with open(folder / "metrics.csv", newline="") as file:
+            last = list(csv.DictReader(file))[-1]
+        size = f"{settings['image_size']}x{settings['image_size']}"
+        cells = [f"{facts['model']}/{folder.name}", f"{Path(settings['data']).name} {size}"]
+        cells += [f"{int(last['step']):,}", f"{int(last['images']):,}"]
+        cells.append(f"{float(last['seconds']) / 60:.0f}")
+        lines = (folder / "evaluation.jsonl").read_text().splitlines()
+        metrics = json.loads(lines[-1])["metrics"]
+        for name, form in shown.items():
+            value, floor = (format(metrics[name][key], form) for key in ("value", "floor"))
+            cells.append(f"{value} ({floor})")
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
 def table_of_waiting() -> str:
     """Lay out as Markdown how long the quick runs took until their frames showed faces."""
     rows = ["| model | step | images shown | minutes |", "|---|---|---|---|"]
@@ -280,30 +304,6 @@ def draw_final() -> None:
         panels.append(np.full((len(panels[0]), 12, 3), 255, np.uint8))
     Image.fromarray(np.concatenate(panels[:-1], axis=1)).save(ASSETS / "final.png", optimize=True)
     print(f"wrote {ASSETS / 'final.png'}")
-
-
-def table_of_runs() -> str:
-    """Lay out the runs on record as Markdown: their length, and the last evaluation of each."""
-    shown = {"swd": ".3f", "frechet_random": ",.0f", "diversity": ".2f"}
-    rows = ["| run | pictures | steps | images shown | minutes | " + " | ".join(shown) + " |"]
-    rows.append("|---" * (5 + len(shown)) + "|")
-    for folder in (f for model in MODELS for f in sorted((TOP / "results" / model).iterdir())):
-        facts, settings = (
-            json.loads((folder / name).read_text()) for name in ("run.json", "parameters.json")
-        )
-        with open(folder / "metrics.csv", newline="") as file:
-            last = list(csv.DictReader(file))[-1]
-        size = f"{settings['image_size']}x{settings['image_size']}"
-        cells = [f"{facts['model']}/{folder.name}", f"{Path(settings['data']).name} {size}"]
-        cells += [f"{int(last['step']):,}", f"{int(last['images']):,}"]
-        cells.append(f"{float(last['seconds']) / 60:.0f}")
-        lines = (folder / "evaluation.jsonl").read_text().splitlines()
-        metrics = json.loads(lines[-1])["metrics"]
-        for name, form in shown.items():
-            value, floor = (format(metrics[name][key], form) for key in ("value", "floor"))
-            cells.append(f"{value} ({floor})")
-        rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows) + "\n"
 
 
 DRAWN = {

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,9 +30,13 @@ def plain_errors() -> Iterator[None]:
     """End the program with one line and an exit code where a traceback would help nobody."""
     try:
         yield
+        sys.stdout.flush()
         return
     except InputError as error:
         code, line = 2, str(error)
+    except BrokenPipeError:  # whoever read along has seen enough, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the last flush
+        raise SystemExit(141) from None  # as if by SIGPIPE
     except (OSError, MemoryError) as error:
         code, line = 1, str(error) or "out of memory"
     except RuntimeError as error:

@@ -287,9 +287,13 @@ def draw_final() -> None:
     from make_gif import label_strip
     from runs import load_file_of, load_generator
 
-    shown = {"real (drawn)": np.stack(list(load_file_of("DCGAN", "data").draw_faces(40, 32)))}
+    shown = {}
     for model in MODELS:
         generator, about = load_generator(ASSETS / "weights" / f"{model}.safetensors")
+        side = about["arguments"]["image_size"]
+        if not shown:
+            faces = load_file_of("DCGAN", "data").draw_faces(40, side)
+            shown["real (drawn)"] = np.stack(list(faces))
         z = torch.randn(40, about["arguments"]["z_dim"], generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             images = ((generator(z) + 1) * 127.5).round().to(torch.uint8)
@@ -298,7 +302,9 @@ def draw_final() -> None:
     for label, images in shown.items():
         grid = make_grid(torch.from_numpy(images).movedim(3, 1), nrow=5, pad_value=255)
         picture = Image.fromarray(grid.movedim(0, 2).numpy())
-        picture = picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.NEAREST)
+        if side < 64:
+            larger = (2 * picture.width, 2 * picture.height)
+            picture = picture.resize(larger, Image.Resampling.NEAREST)
         strip = label_strip(picture.width, label)
         panels.append(np.concatenate([np.asarray(strip), np.asarray(picture)]))
         panels.append(np.full((len(panels[0]), 12, 3), 255, np.uint8))

@@ -1,11 +1,13 @@
 """What the scripts at the top read: generators and pictures of a run."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import load
+from conftest import TOP, load
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -111,3 +113,14 @@ def test_training_never_sees_what_is_held_out(files, tiny, pictures):
     assert reds <= {int(picture[0, 0, 0]) for picture in found.images}
     with pytest.raises(files.utils.InputError, match="--hold-out 13"):
         files.train.train(tiny(files, data=str(pictures), hold_out=13))
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    """As in `python doctor.py | head -1`; what is printed stays in the buffer until the end."""
+    words = "import runs\nwith runs.plain_errors(): print('one line' + {} * ' and more')"
+    for length in (0, 100_000):
+        program = [sys.executable, "-c", words.format(length)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": TOP}
+        with subprocess.Popen(program, **pipes) as run:
+            run.stdout.close()
+            assert run.stderr.read() == b"" and run.wait() == 141

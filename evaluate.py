@@ -253,9 +253,11 @@ def evaluate(
     if inception and "fid" not in metrics:
         least = f"{distances.FEWEST_FOR_FID:,} pictures a side"
         real.notes.append(f"fid: refused, it needs {least} (see --num, and --hold-out)")
-    report(run, row, real.notes)
-    append_line(run / "evaluation.jsonl", row)
-    write_events(run / "evaluation", metrics, step)
+    try:
+        report(run, row, real.notes)
+    finally:  # also behind `| head`, which closes the pipe
+        append_line(run / "evaluation.jsonl", row)
+        write_events(run / "evaluation", metrics, step)
     print(f"appended to {run / 'evaluation.jsonl'} and, for TensorBoard, {run / 'evaluation'}")
 
 

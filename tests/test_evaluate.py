@@ -93,6 +93,16 @@ def test_what_it_writes(run, monkeypatch, capsys):
     assert max(map(len, text[head : text.index("appended")].splitlines())) <= 80
 
 
+def test_what_was_measured_is_kept_though_nobody_reads_it(run, monkeypatch):
+    def left(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(evaluate, "table", left)
+    with pytest.raises(BrokenPipeError):
+        call(monkeypatch, run, "--num", 300)
+    assert len(rows_of(run)) == 1 and list((run / "evaluation").iterdir())
+
+
 def test_the_widest_numbers_fit_the_table():
     widest = {name: {"value": -0.00012345678, "floor": 123456789.0} for name in evaluate.BETTER}
     widest["swd_1024"] = {"value": 1e-30, "floor": -1.23456e-30}

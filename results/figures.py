@@ -287,26 +287,24 @@ def draw_final() -> None:
     from make_gif import label_strip
     from runs import load_file_of, load_generator
 
-    shown = {}
+    side, count = 64, 40  # smaller pictures are enlarged
+    shown = {"real (drawn)": np.stack(list(load_file_of("DCGAN", "data").draw_faces(count, side)))}
     for model in MODELS:
         generator, about = load_generator(ASSETS / "weights" / f"{model}.safetensors")
-        side = about["arguments"]["image_size"]
-        if not shown:
-            faces = load_file_of("DCGAN", "data").draw_faces(40, side)
-            shown["real (drawn)"] = np.stack(list(faces))
-        z = torch.randn(40, about["arguments"]["z_dim"], generator=torch.Generator().manual_seed(0))
+        noise = about["arguments"]["z_dim"]
+        z = torch.randn(count, noise, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             images = ((generator(z) + 1) * 127.5).round().to(torch.uint8)
-        shown[f"{model}, step {about['step']:,}"] = images.movedim(1, 3).numpy()
+        images = images.movedim(1, 3).numpy()
+        label, times = f"{model}, step {about['step']:,}", side // images.shape[1]
+        if times > 1:
+            label += f", {side // times}x{side // times}"
+        shown[label] = images.repeat(times, 1).repeat(times, 2)
     panels = []
     for label, images in shown.items():
         grid = make_grid(torch.from_numpy(images).movedim(3, 1), nrow=5, pad_value=255)
-        picture = Image.fromarray(grid.movedim(0, 2).numpy())
-        if side < 64:
-            larger = (2 * picture.width, 2 * picture.height)
-            picture = picture.resize(larger, Image.Resampling.NEAREST)
-        strip = label_strip(picture.width, label)
-        panels.append(np.concatenate([np.asarray(strip), np.asarray(picture)]))
+        strip = label_strip(grid.shape[2], label)
+        panels.append(np.concatenate([np.asarray(strip), grid.movedim(0, 2).numpy()]))
         panels.append(np.full((len(panels[0]), 12, 3), 255, np.uint8))
     Image.fromarray(np.concatenate(panels[:-1], axis=1)).save(ASSETS / "final.png", optimize=True)
     print(f"wrote {ASSETS / 'final.png'}")

@@ -219,6 +219,19 @@ def test_a_discriminator_has_won_if_it_is_right_and_sure(faces):
     assert finding.evidence[1].metric == "d_fake" and finding.advice[0].startswith("--no-minimax")
 
 
+@pytest.mark.parametrize(("blend", "found"), [(0, True), (0.15, True), (0.18, False), (1, False)])
+def test_a_generator_repeats_itself_if_most_pictures_have_a_near_twin(faces, blend, found):
+    """Each of 128 faces comes twice, the second time with a part of another face in it."""
+    record = healthy("DCGAN", 0, faces)
+    faces_a, faces_b = np.split(faces[2][:256].astype(float), 2)
+    twins = (1 - blend) * faces_a + blend * faces_b
+    samples = np.concatenate([faces_a, twins]).round().astype(np.uint8)
+    finding = symptoms.collapsed(dataclasses.replace(record, samples=samples))
+    assert bool(finding) == found
+    if found and blend:
+        assert 0.4 < finding.evidence[0].value < 0.5
+
+
 @pytest.mark.parametrize(("penalty", "off"), [(0.25, None), (0.35, None), (0.4, 0.632), (9, 3)])
 def test_the_penalty_holds_while_slopes_are_near_1(faces, penalty, off):
     record = healthy("WGAN-GP", 0, faces)

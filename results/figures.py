@@ -209,7 +209,7 @@ def table_of_race() -> str:
 
 def table_of_runs() -> str:
     """Lay out the runs on record as Markdown: their length, and the last evaluation of each."""
-    shown = {"swd": ".3f", "frechet_random": ",.0f", "diversity": ".2f"}
+    shown = {"swd": ".3f", "frechet_random": ",.0f", "diversity": ".2f", "repetition": ".2f"}
     rows = ["| run | pictures | steps | images shown | minutes | " + " | ".join(shown) + " |"]
     rows.append("|---" * (5 + len(shown)) + "|")
     for folder in (f for model in MODELS for f in sorted((TOP / "results" / model).iterdir())):

@@ -31,7 +31,6 @@ import race_report
 # Stands in for evaluate.py: a number drawn from the run's name, beside a floor.
 EVALUATE = """
 import json, random, sys, time
-from contextlib import suppress
 from pathlib import Path
 run, num, seed = Path(sys.argv[1]), int(sys.argv[3]), int(sys.argv[5])
 assert sys.argv[2::2] == ["--num", "--seed", "--device"] and sys.argv[7] == "cpu"

@@ -1,6 +1,7 @@
 """What the scripts at the top read: generators and pictures of a run."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -120,7 +121,8 @@ def test_a_reader_that_leaves_early_is_no_error():
     words = "import runs\nwith runs.plain_errors(): print('one line' + {} * ' and more')"
     for length in (0, 100_000):
         program = [sys.executable, "-c", words.format(length)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": TOP}
-        with subprocess.Popen(program, **pipes) as run:
-            run.stdout.close()
-            assert run.stderr.read() == b"" and run.wait() == 141
+        reader, writer = os.pipe()
+        os.close(reader)
+        run = subprocess.run(program, stdout=writer, stderr=subprocess.PIPE, cwd=TOP)
+        os.close(writer)
+        assert run.stderr == b"" and run.returncode == 141

@@ -155,7 +155,7 @@ def load_file_of(model: str, name: str) -> ModuleType:
     Never one that lies beside somebody's run: that would run a stranger's code. What it
     imports from its folder does not stay behind under a name that four folders share.
     """
-    shared = ("utils", "data", "model", "machine", "pictures", "faces", "run_folder")  # TODO bridge
+    shared = ("utils", "data", "model")
     kept = {other: sys.modules.pop(other) for other in shared if other in sys.modules}
     spec = importlib.util.spec_from_file_location(name, TOP / model / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
@@ -232,8 +232,7 @@ def load_images(run: Path) -> tuple["np.ndarray", "np.ndarray"]:
         except data.Damaged:  # it was deleted, or the run comes from elsewhere
             if not Path(asked["data_dir"]).is_dir():
                 asked["data_dir"] = ""
-            load = getattr(data, "load_images", None) or data.load_pictures  # TODO bridge
-            found = load(**asked)
+            found = data.load_images(**asked)
     except (data.InputError, data.RunError) as error:
         raise InputError(f"{run}: its images cannot be found again: {error}") from None
     if found.digest != facts["pictures"]["digest"]:
@@ -242,8 +241,7 @@ def load_images(run: Path) -> tuple["np.ndarray", "np.ndarray"]:
     if not len(held_out) and settings["data"] == "faces":
         size, channels = found.images.shape[2:]
         more = data.draw_faces(2500, size, seed=1)
-        fit = getattr(data, "fit", None) or data.decode  # TODO bridge
-        held_out = np.stack([fit(face, size, channels) for face in more])
+        held_out = np.stack([data.decode(face, size, channels) for face in more])
     return found.images, held_out
 
 

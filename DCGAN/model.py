@@ -48,7 +48,7 @@ class Generator(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Map z (B, z_dim) to images (B, C, H, W) in [-1, 1]."""
-        return self.layers(z[:, :, None, None])
+        return self.layers(z[:, :, None, None]).float()
 
 
 class Discriminator(nn.Module):
@@ -85,7 +85,7 @@ class Discriminator(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, C, H, W) to logits (B,): above 0 means more likely real."""
-        return self.layers(images)
+        return self.layers(images).float()
 
 
 @torch.no_grad()

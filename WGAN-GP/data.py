@@ -1,326 +1,309 @@
-"""Pictures and minibatches: files, torchvision's data sets or drawn faces, decoded once and cached.
+"""Images and minibatches: drawn faces, a folder, a zip or a torchvision dataset, decoded once.
 
-This file is the same, byte for byte, in every model folder; tests/test_copies.py holds it so.
+This file is the same, byte for byte, in every model folder; tests/test_copies.py checks it.
+
+Sections: datasets, decoding, minibatches, drawn faces.
 """
 
-import glob
 import hashlib
+import io
 import itertools
 import json
-import math
 import os
 import random
-import shutil
 import sys
-import tempfile
 import warnings
+import zipfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import filelock
 import numpy as np
 import torch
-from PIL import Image
+from filelock import FileLock
+from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-from faces import FACES, draw_faces
-from machine import process, processes
-from pictures import FORMATS, decode, find_pictures, reason, shown
-from utils import FORMAT, HERE, Channels, InputError, RunError, write_aside
+from utils import (
+    DATASETS,
+    FORMAT,
+    HERE,
+    Channels,
+    InputError,
+    RunError,
+    process,
+    processes,
+    write_aside,
+)
 
-# ---- Pictures ----
-
-NAMED = {  # what torchvision downloads: its class, and where its files lie under --data-dir
+TORCHVISION = {  # its class, and where its files lie under --data-dir
     "mnist": ("MNIST", "MNIST/raw"),
     "fashion-mnist": ("FashionMNIST", "FashionMNIST/raw"),
     "cifar10": ("CIFAR10", "cifar-10-batches-py"),
     "celeba": ("CelebA", "celeba"),
 }
+READ = {".bmp": "BMP", ".gif": "GIF", ".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG"}
+READ |= {".webp": "WEBP"}
+NOT_READ = {".avif", ".heic", ".heif", ".jp2", ".jxl", ".psd", ".svg", ".tif", ".tiff"}
+MOST_PIXELS, MOST_BYTES = 50_000_000, 100_000_000  # of one image: a small file can hold a huge one
+THREADS = min(4, os.cpu_count() or 1)  # each may hold an image of the most pixels
+
+# ---- Datasets ----
 
 
-class Pictures(NamedTuple):
-    """Decoded pictures, and what is worth saying about them."""
+class Dataset(NamedTuple):
+    """Decoded images, and what is worth saying about them."""
 
     images: np.ndarray  # uint8 (N, H, W, C), mapped from the cache: what training sees
     held_out: np.ndarray  # the same of those that it does not see
-    digest: str  # of the bytes of all: resuming asks for the same pictures
-    skipped: list[str]  # files that could not be read, each with the reason
+    digest: str  # of the bytes of all: resuming asks for the same images
+    skipped: list[str]  # files that were not read, each with the reason
     cache: Path
 
 
-def load_pictures(
-    data: str,
-    data_dir: str,
-    image_size: int,
-    channels: Channels,
-    batch_size: int,
-    hold_out: int = 0,
-) -> Pictures:
-    """Decode pictures once, and from then on map the cached array into memory.
+class Damaged(RunError):
+    """A cache of decoded images is missing or not whole."""
+
+
+def load_images(
+    data: str, data_dir: str, image_size: int, channels: Channels, batch_size: int, hold_out: int
+) -> Dataset:
+    """Decode images once, and from then on map the cached array into memory.
 
     Args:
-        data: `faces`, a name in `NAMED`, a folder or a zip file.
-        data_dir: for downloads and the cache; empty for `data` beside this file.
-        image_size: the short side is scaled to it, then the centre is cut out.
-        channels: 1, 3, or "data": 1 if every picture is grey, else 3.
-        batch_size: there must be at least so many pictures besides those held out.
-        hold_out: so many are kept from training.
+        data: One of `DATASETS`, a folder or a zip file.
+        data_dir: For downloads and the cache; empty for `data` beside this file.
+        image_size: The short side is scaled to it, then the centre is cut out.
+        channels: 1, 3, or "data": 1 if every image is grey, otherwise 3.
+        batch_size: There must be at least this many images besides those held out.
+        hold_out: How many are kept from training.
 
     Raises:
-        InputError: no such folder or name, no readable picture, too few of them.
-        RunError: a download failed.
+        InputError: There is no such folder or name, or too few images can be read.
+        RunError: A download failed, or the disk is full.
     """
-    for flag, text in (("--data", data), ("--data-dir", data_dir)):
-        try:
-            text.encode()
-        except UnicodeEncodeError:  # logs and TensorBoard could not hold it
-            raise InputError(f"{flag} {shown(text)}: a name that is not UTF-8; rename it") from None
     root = Path(data_dir) if data_dir else HERE / "data"
-    items, count, facts = list_pictures(data, root, image_size)
-    batch_size *= processes()
-    needed = batch_size + hold_out
-    asked = f"--batch-size {batch_size}" + f" and --hold-out {hold_out}" * (hold_out > 0)
-    if count < needed:
-        raise InputError(f"--data {data}: {count} pictures are fewer than {asked}")
+    items, count, facts, skipped = list_images(data, root, image_size)
     key = hashlib.sha256(json.dumps([FORMAT, image_size, channels, facts]).encode()).hexdigest()
     cache = root / "cache" / f"{Path(data).stem[:50]}-{image_size}-{key[:16]}.bytes"
-    source = (items, count, image_size, channels, needed)
-    found = open_or_build(cache, hold_out, *source)
-    if len(found.images) < batch_size:
-        readable = len(found.images) + len(found.held_out)
-        raise InputError(f"--data {data}: {readable} readable pictures are fewer than {asked}")
+    needed = batch_size * processes() + hold_out
+    asked = f"--batch-size {batch_size}" + f" and --hold-out {hold_out}" * (hold_out > 0)
+    asked += f" in {processes()} processes" * (processes() > 1)
+    if count < needed:
+        raise InputError(f"--data {data}: {count} images are fewer than {asked} need")
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache.with_suffix(".lock")):  # other processes wait while one decodes
+        try:
+            found = open_cache(cache, hold_out)
+        except Damaged:
+            build_cache(cache, items, count, image_size, channels, skipped)
+            found = open_cache(cache, hold_out)
+    if len(found.images) < needed - hold_out:
+        readable, first = len(found.images) + len(found.held_out), found.skipped[:1]
+        raise InputError(
+            f"--data {data}: {readable} readable images are fewer than {asked} need; "
+            f"not read: {'; '.join(first)}"
+        )
     return found
 
 
-def open_or_build(cache: Path, hold_out: int, *source: Any) -> Pictures:
-    """Open a cache; if it is not whole, build it anew from what `decode_into` takes."""
-    try:  # before any lock: perhaps nothing may be written there
-        return open_cache(cache, hold_out)
-    except Damaged:
-        pass
-    with one_at_a_time(cache):
-        try:
-            return open_cache(cache, hold_out)  # another process has built it by now
-        except Damaged as damage:
-            if cache.with_suffix(".json").exists():
-                tqdm.write(f"{damage}; the pictures are decoded again", file=sys.stderr)
-        try:
-            decode_into(cache, *source)
-        except OSError as error:
-            raise RunError(
-                f"{cache.parent}: the decoded pictures cannot be kept there "
-                f"({reason(error)}); --data-dir puts them elsewhere"
-            ) from None
-        return open_cache(cache, hold_out)
-
-
-class Damaged(RunError):
-    """A cache of decoded pictures is not whole."""
-
-
-def open_cache(cache: Path, hold_out: int) -> Pictures:
-    """Map decoded pictures into memory; the last `hold_out` of them are held out.
-
-    A cache that was not touched since it was written is believed. Else, once, all its bytes
-    are compared with the digest, which takes a second or two for each gigabyte.
+def open_cache(cache: Path, hold_out: int) -> Dataset:
+    """Map decoded images into memory; the last `hold_out` of them are held out.
 
     Raises:
-        Damaged: it is not there, cut off or changed.
+        Damaged: The cache is missing or not whole.
     """
     try:
-        facts = cache.with_suffix(".json")
-        if not facts.is_file() or facts.stat().st_size > 2**25:
-            raise ValueError(f"{facts.name} is missing, or would fill the memory")
-        found = json.loads(facts.read_bytes())
-        shape, digest, skipped = (found[name] for name in ("shape", "digest", "skipped"))
-        about = cache.stat()
-        if not all(type(side) is int and side > 0 for side in shape) or len(shape) != 4:
-            raise ValueError(f"its shape is {shape}")
-        if math.prod(shape) != about.st_size:
-            raise ValueError(f"{about.st_size:,} bytes are not {' x '.join(map(str, shape))}")
-        if found.get("seal") not in (None, seal(shape, digest, skipped)):
-            raise ValueError(f"{facts.name} has changed")
-        if not all(isinstance(line, str) for line in [digest, *skipped]):
-            raise ValueError(f"{facts.name} holds other things than text")
+        facts = json.loads(cache.with_suffix(".json").read_bytes())
+        shape = tuple(facts["shape"])
+        if np.prod(shape) != cache.stat().st_size:
+            raise ValueError("its size is wrong")
         # mode "c": PyTorch wants writable memory, and nothing written to it reaches the file
-        images = np.memmap(cache, np.uint8, mode="c", shape=tuple(shape))
-        if found.get("written") != about.st_mtime_ns:
-            if digest_of(images) != digest:
-                raise ValueError("its bytes have changed")
-            with suppress(RunError):  # perhaps nothing may be written there
-                write_facts(cache, shape, digest, skipped)
-    except Exception as error:
-        raise Damaged(f"cache {shown(cache)} is damaged: {reason(error)}") from None
-    first = max(0, len(images) - hold_out)
-    return Pictures(images[:first], images[first:], digest, skipped, cache)
+        images = np.memmap(cache, np.uint8, mode="c", shape=shape)
+        first = max(0, len(images) - hold_out)
+        return Dataset(images[:first], images[first:], facts["digest"], facts["skipped"], cache)
+    except (OSError, LookupError, TypeError, ValueError) as error:
+        raise Damaged(f"cache {cache}: {error}") from None
 
 
-def write_facts(cache: Path, shape: tuple, digest: str, skipped: list[str]) -> None:
-    """Write what `open_cache` asks for; where it is, the cache is whole."""
-    found = {"shape": shape, "digest": digest, "skipped": skipped}
-    found |= {"seal": seal(shape, digest, skipped), "written": cache.stat().st_mtime_ns}
-    with write_aside(cache.with_suffix(".json")) as file:
-        file.write(json.dumps(found, ensure_ascii=False).encode())
-
-
-def seal(*facts: Any) -> str:
-    """Return what changes with any of the facts."""
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-
-def digest_of(images: np.ndarray) -> str:
-    """Return what identifies decoded pictures."""
-    digest = hashlib.sha256()
-    for start in range(0, len(images), 512):
-        digest.update(np.ascontiguousarray(images[start : start + 512]).data)
-    return digest.hexdigest()
-
-
-@contextmanager
-def one_at_a_time(cache: Path) -> Iterator[None]:
-    """Have other processes wait while this one builds a cache.
-
-    The system ends a lock with its process, however that ends. What such a process left half
-    written is removed.
-    """
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(cache.with_name(f".{cache.stem}.lock"))
-    try:
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            line = f"waiting for another process, which decodes the same pictures into {cache}"
-            tqdm.write(line, file=sys.stderr)
-            lock.acquire()
-        for rest in cache.parent.glob(f".{glob.escape(cache.stem)}.*.*"):
-            rest.unlink(missing_ok=True)
-    except (OSError, NotImplementedError):
-        pass  # no locks on this disk: at worst both do the work
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def list_pictures(data: str, root: Path, image_size: int) -> tuple[Iterable, int, Any]:
-    """Find what `decode` can read, how much it is, and the facts that identify it."""
-    if data == "faces":
-        return draw_faces(FACES, image_size), FACES, data
-    if data in NAMED:
-        return named_pictures(data, root, image_size)
-    path = Path(data)
-    if not path.exists():
-        raise InputError(
-            f"--data {data}: no such folder or zip, and not {', '.join(NAMED)} or faces"
-        )
-    items, facts = find_pictures(path)
-    if not items:
-        raise InputError(f"--data {data}: there is no picture in it ({', '.join(FORMATS)})")
-    random.Random(0).shuffle(items)  # pictures that are held out come from all over the folder
-    return items, len(items), facts
-
-
-def named_pictures(data: str, root: Path, image_size: int) -> tuple[Iterable, int, Any]:
-    """Have torchvision read one of its datasets from `root`; it downloads what is not there."""
-    import torchvision.datasets  # slow, and only needed here
-
-    name, subfolder = NAMED[data]
-    part = {"split": "train"} if data == "celeba" else {"train": True}
-    try:
-        with one_at_a_time(root / "cache" / f"{data}.download"):
-            dataset = getattr(torchvision.datasets, name)(root, download=True, **part)
-    except Exception as error:  # network, server, quota: each raises its own kind
-        raise RunError(
-            f"--data {data}: the download failed ({error}); put the files that torchvision's "
-            f"{name} lists into {root / subfolder} by hand and start again"
-        ) from None
-    if data == "celeba":
-        return list_pictures(str(root / subfolder / "img_align_celeba"), root, image_size)
-    files = sorted(f for f in (root / subfolder).rglob("*") if f.is_file())
-    facts = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    return np.asarray(dataset.data), len(dataset.data), (data, facts)
-
-
-def decode_into(
-    cache: Path, items: Iterable, count: int, image_size: int, channels: Channels, needed: int
+def build_cache(
+    cache: Path,
+    items: Iterable,
+    count: int,
+    image_size: int,
+    channels: Channels,
+    skipped: list[str],
 ) -> None:
-    """Decode in parallel under a progress bar; name what cannot be read; write the cache.
-
-    Raises:
-        InputError: fewer than `needed` can be read.
-        RunError: the disk has no room for them.
-    """
+    """Decode in parallel under a progress bar, and write the array and what is known about it."""
 
     def decode_or_say(item: Any) -> np.ndarray | str:
         try:
             return decode(item, image_size, channels)
-        except Exception as error:  # a broken picture can raise nearly anything
+        except Exception as error:  # a broken image can raise nearly anything
             name = item[1].filename if isinstance(item, tuple) else item
-            return f"{shown(name)[-200:]}: {reason(error)}"
+            return f"{name}: {' '.join(str(error).split()) or type(error).__name__}"
 
-    skipped, readable = [], 0
-    planes = 1 if channels == 1 else 3
-    size, free = count * image_size**2 * planes, shutil.disk_usage(cache.parent).free
-    if size > free:
-        raise RunError(
-            f"{cache.parent}: the decoded pictures take {size / 1e9:,.1f} GB, and "
-            f"{free / 1e9:,.1f} are free; --data-dir puts them elsewhere"
-        )
-    bar = tqdm(total=count, desc="decoding", unit="picture", leave=False, disable=None)
-    with tempfile.TemporaryFile(dir=cache.parent) as scratch, bar, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, of what is odd in a file
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    shape, grey = [0, image_size, image_size, 1 if channels == 1 else 3], channels == "data"
+    bar = tqdm(total=count, desc="decoding", unit="image", leave=False, disable=None)
+    with write_aside(cache) as file, bar, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, about odd metadata
         items = iter(items)
-        with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(THREADS) as pool:
             while chunk := list(itertools.islice(items, 512)):  # bounds what waits in memory
                 for row in pool.map(decode_or_say, chunk):
                     bar.update()
                     if isinstance(row, str):
                         skipped.append(row)
-                        tqdm.write(f"skipped {row}", file=sys.stderr)
+                        tqdm.write(f"skipped     {row}", file=sys.stderr)
                     else:
-                        scratch.write(row)  # through a map a full disk would be a bus error
-                        readable += 1
-        if readable < needed:
-            raise InputError(
-                f"{len(skipped)} of {count} pictures cannot be read; the {readable} left "
-                f"are fewer than the {needed} that are needed (first: {skipped[0]})"
-            )
-        scratch.flush()
-        shape = (readable, image_size, image_size, planes)
-        images = np.memmap(scratch, np.uint8, "r", shape=shape)
-        parts = [images[i : i + 512] for i in range(0, readable, 512)]
-        if channels == "data" and all((part == part[..., :1]).all() for part in parts):
-            images = images[..., :1]
-        with write_aside(cache) as file:
-            for start in range(0, readable, 512):
-                file.write(np.ascontiguousarray(images[start : start + 512]).data)
-        # some 30,000 names are what `open_cache` reads back at most
-        write_facts(cache, images.shape, digest_of(images), skipped[:30_000])
+                        file.write(row)
+                        shape[0] += 1
+                        grey = grey and bool((row == row[..., :1]).all())
+        if grey:  # keep one of three equal channels, each row moving up in the file
+            for i in range(shape[0]):
+                file.seek(i * image_size**2 * 3)
+                row = file.read(image_size**2 * 3)[::3]
+                file.seek(i * image_size**2)
+                file.write(row)
+            file.truncate()
+            shape[3] = 1
+        file.seek(0)
+        digest = hashlib.sha256()
+        while part := file.read(2**24):
+            digest.update(part)
+    with write_aside(cache.with_suffix(".json")) as file:
+        facts = {"shape": shape, "digest": digest.hexdigest(), "skipped": skipped}
+        file.write(json.dumps(facts).encode())
+
+
+def list_images(data: str, root: Path, image_size: int) -> tuple[Iterable, int, Any, list[str]]:
+    """Find the images of a dataset.
+
+    Returns:
+        What `decode` takes; how many; what identifies them; and a line about files that are
+        images of a kind that is not read.
+
+    Raises:
+        InputError: There is no such dataset, or no image in it.
+        RunError: A download failed.
+    """
+    path = Path(data)
+    if data == "faces":
+        return draw_faces(FACES, image_size), FACES, data, []
+    if data in TORCHVISION:
+        return download(data, root, image_size)
+    if data and path.is_dir():
+        names = sorted(str(file) for file in path.resolve().rglob("*") if file.is_file())
+        items = [name for name in names if Path(name).suffix.lower() in READ]
+        about = [os.stat(name) for name in items]
+        facts = [items, [(each.st_size, each.st_mtime_ns) for each in about]]
+    elif zipfile.is_zipfile(path):
+        archive = zipfile.ZipFile(path)
+        entries = sorted(archive.infolist(), key=lambda entry: entry.filename)
+        names = [entry.filename for entry in entries]
+        items = [(archive, e) for e in entries if Path(e.filename).suffix.lower() in READ]
+        facts = [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
+    else:
+        kinds = f"a folder, a .zip file or one of {', '.join(DATASETS)}"
+        raise InputError(f"--data {data!r}: no such dataset; it takes {kinds}")
+    others = [name for name in names if Path(name).suffix.lower() in NOT_READ]
+    counts = Counter(Path(name).suffix.lower() for name in others)
+    kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(counts.items()))
+    advice = f"{kinds} not read (such as {others[0]}): convert to JPEG or PNG" if others else ""
+    if not items:
+        raise InputError(
+            f"--data {data}: no image in it ({', '.join(READ)}){'; ' * bool(others)}{advice}"
+        )
+    random.Random(0).shuffle(items)  # held-out images come from all over the folder
+    return items, len(items), facts, [advice] * bool(others)
+
+
+def download(data: str, root: Path, image_size: int) -> tuple[Iterable, int, Any, list[str]]:
+    """Have torchvision read one of its datasets; it downloads what is not there."""
+    import torchvision.datasets  # slow to import
+
+    name, subfolder = TORCHVISION[data]
+    part = {"split": "train"} if data == "celeba" else {"train": True}
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(root / f"{data}.lock"):
+            dataset = getattr(torchvision.datasets, name)(root, download=True, **part)
+    except Exception as error:  # network, server, quota: each raises its own kind
+        raise RunError(
+            f"--data {data}: the download failed ({error}); put the files that torchvision's "
+            f"{name} lists into {root / subfolder} by hand, or name a folder of images"
+        ) from None
+    if data == "celeba":
+        return list_images(str(root / subfolder / "img_align_celeba"), root, image_size)
+    return np.asarray(dataset.data), len(dataset.data), data, []
+
+
+# ---- Decoding ----
+
+
+def decode(item: Any, image_size: int, channels: Channels) -> np.ndarray:
+    """Read one image, of any size and mode, as uint8 (image_size, image_size, 1 or 3).
+
+    Args:
+        item: A path, an open zip file and its entry, or pixels (H, W) or (H, W, C).
+        image_size: The short side is scaled to it, then the centre is cut out.
+        channels: 1, 3, or "data", which here means 3.
+
+    Raises:
+        Exception: It cannot be read; Pillow raises nearly anything.
+    """
+    if isinstance(item, np.ndarray):
+        return fit(Image.fromarray(item), image_size, channels)
+    zipped = isinstance(item, tuple)
+    size = item[1].file_size if zipped else os.stat(item).st_size
+    if size > MOST_BYTES:
+        raise ValueError(f"{size / 1e6:,.0f} MB are more than {MOST_BYTES // 10**6} MB")
+    # zipfile unpacks no more than the size that it names
+    content = item[0].read(item[1]) if zipped else Path(item).read_bytes()
+    image = Image.open(io.BytesIO(content), formats=tuple(set(READ.values())))
+    width, height = image.size
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"{width} x {height} pixels are more than {MOST_PIXELS // 10**6} million")
+    image.draft("RGB", (image_size, image_size))  # a JPEG is decoded at the scale that is needed
+    return fit(image, image_size, channels)
+
+
+def fit(image: Image.Image, image_size: int, channels: Channels) -> np.ndarray:
+    """Turn an image upright, bring it to 8 bits a channel, scale it and cut out the centre."""
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith(("I", "F")):  # 16 bits and more, which Pillow would cut off at 255
+        values = np.nan_to_num(np.array(image, np.float32))
+        top = 65535 if image.mode.startswith("I") else max(1.0, values.max())
+        image = Image.fromarray((values.clip(0, top) * (255 / top)).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("L" if channels == 1 else "RGB")
+    image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
+    return np.asarray(image).reshape(image_size, image_size, -1)
 
 
 # ---- Minibatches ----
 
 
 class Batches:
-    """Endless minibatches: each pass shows every picture at most once, in a new order.
+    """Endless minibatches: each pass shows every image at most once, in a new order.
 
-    The pictures that do not fill a last minibatch are left out of the pass. The
-    order depends on the seed alone, not on the device. Several processes share a pass:
-    together they see what one would with a minibatch as large as all of theirs.
+    The images that do not fill a last minibatch are left out of the pass. The order depends
+    on the seed alone, not on the device. Several processes share a pass: together they see
+    what one would with a minibatch as large as all of theirs.
 
-    `draw` chooses minibatches and `next` hands them out. They are apart because a CUDA
+    `draw` chooses minibatches and `next` hands them out. They are separate because a CUDA
     graph can hold the second, which touches nothing but the device, and not the first.
 
     Args:
         images: uint8 (N, H, W, C).
-        batch_size: B, the paper's m.
-        device: where minibatches go; the pictures lie there too if they leave half of it free.
-        seed: of the order.
+        batch_size: B, the papers' m.
+        device: Where minibatches go; the images are kept there if they leave half of it free.
+        seed: Of the order.
     """
 
     def __init__(
@@ -337,9 +320,8 @@ class Batches:
         """Draw a new order; remember the state that it was drawn from."""
         self.rng_at_start = self.rng.get_state()
         order = torch.randperm(len(self.images), generator=self.rng)
-        shares = order.split(self.batch_size)
         whole = len(order) // self.batch_size // processes() * processes()
-        self.order = shares[process() : whole : processes()]
+        self.order = order.split(self.batch_size)[process() : whole : processes()]
         self.taken = 0
 
     def draw(self, count: int) -> None:
@@ -352,7 +334,7 @@ class Batches:
             self.taken += 1
         if self.images.device.type == self.device.type:
             chosen = self.images[self.move(torch.cat(rows))]
-        else:  # too many for the device: they follow the rows there
+        else:  # too many for the device: those that were chosen follow
             chosen = self.move(self.images[torch.cat(rows)])
         if not hasattr(self, "chosen"):
             self.chosen = torch.empty_like(chosen)
@@ -377,7 +359,123 @@ class Batches:
         return {"rng_at_start": self.rng_at_start, "taken": self.taken}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Continue where `state_dict` was taken."""
         self.rng.set_state(state["rng_at_start"])
         self.start_pass()
         self.taken = state["taken"]
+
+
+# ---- Drawn faces ----
+
+FACES = 10_000
+BACKDROPS = (0.55, 0.75, 0.90), (0.95, 0.80, 0.55), (0.70, 0.85, 0.65), (0.88, 0.70, 0.78)
+SKINS = (0.98, 0.86, 0.76), (0.94, 0.77, 0.62), (0.85, 0.64, 0.47), (0.66, 0.46, 0.32)
+HAIRS = (0.12, 0.10, 0.10), (0.50, 0.30, 0.15), (0.86, 0.68, 0.35), (0.72, 0.30, 0.12)
+HAIRS += (0.75, 0.75, 0.78), (0.35, 0.40, 0.70)
+SHIRTS = (0.80, 0.25, 0.25), (0.20, 0.40, 0.70), (0.25, 0.55, 0.35), (0.95, 0.95, 0.95)
+IRISES = (0.30, 0.20, 0.12), (0.25, 0.45, 0.70), (0.30, 0.50, 0.30)
+FRAMES = (0.10, 0.10, 0.12), (0.45, 0.12, 0.12)
+
+
+def draw_faces(count: int, size: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """Draw cartoon faces, (size, size, 3) bytes each: the same ones on every machine.
+
+    Every feature varies on its own. A size draws the same faces as any other,
+    only finer; edges are smoothed over one pixel.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    for start in range(0, count, 16):  # few enough to stay in the processor's cache
+        faces = (draw_16_faces(size, rng).movedim(1, 3) * 255).round().to(torch.uint8)
+        yield from faces.numpy()[: count - start]
+
+
+def draw_16_faces(size: int, rng: torch.Generator) -> Tensor:
+    """Paint (16, 3, size, size) in [0, 1], back to front; x and y run from -1 to 1.
+
+    Only sums, products and quotients are used: they round alike everywhere.
+    """
+
+    def between(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(16, 1, 1, generator=rng)
+
+    def maybe(chance: float) -> Tensor:
+        return (torch.rand(16, 1, 1, generator=rng) < chance).float()
+
+    def one_of(colours: tuple) -> Tensor:
+        picked = torch.tensor(colours)[torch.randint(len(colours), (16,), generator=rng)]
+        shade = 0.06 * (torch.rand(16, 3, generator=rng) - 0.5)
+        return (picked + shade)[:, :, None, None].clamp(0, 1)
+
+    def inside(depth: Tensor) -> Tensor:
+        """Turn the depth below an edge into the share of the pixel that is covered."""
+        return (0.5 + depth * size / 2).clamp(0, 1)
+
+    def ellipse(cx, cy, rx, ry) -> Tensor:
+        u, v = (x - cx) / rx, (y - cy) / ry
+        depth = (1 - u * u - v * v) / 2  # in radii; exact at the edge, where alone it matters
+        return inside(depth * torch.minimum(0 * u + rx, 0 * u + ry))
+
+    def paint(mask: Tensor, colour: Tensor | float) -> None:
+        canvas.add_((colour - canvas) * mask[:, None])
+
+    axis = (torch.arange(size) + 0.5) / size * 2 - 1
+    x, y = axis[None, None, :], axis[None, :, None]
+    canvas = (one_of(BACKDROPS) * (1 - 0.08 * y)).clamp(0, 1).repeat(1, 1, 1, size)
+    skin, hair, iris = one_of(SKINS), one_of(HAIRS), one_of(IRISES)
+    shade, has_hair = skin * 0.75, 1 - maybe(0.06)
+    cx, cy, rx, ry = (
+        between(-0.07, 0.07),
+        between(-0.06, 0.06),
+        between(0.44, 0.54),
+        between(0.54, 0.64),
+    )
+
+    # the hair at the back, neck, shoulders, ears, head
+    length, volume = between(0, 0.75) * maybe(0.6), rx * between(1.1, 1.28)
+    long_hair = inside(volume - (x - cx).abs()) * inside(y - cy + 0.12) * inside(cy + length - y)
+    paint(has_hair * ellipse(cx, cy - 0.12, volume, ry * 1.1).maximum(long_hair), hair * 0.8)
+    paint(inside(0.17 - (x - cx).abs()) * inside(y - cy - 0.2), shade)
+    paint(ellipse(0, 1.15, between(0.62, 0.85), between(0.36, 0.46)), one_of(SHIRTS))
+    paint(ellipse(cx, 0.78, 0.2, 0.12) * maybe(0.5), shade)
+    for side in (-1, 1):
+        paint(ellipse(cx + side * rx, cy + 0.04, 0.09, 0.13), shade)
+    paint(ellipse(cx, cy, rx, ry), skin)
+
+    # cheeks, fringe, nose
+    blush, rosy = maybe(0.4) * 0.35, skin * torch.tensor([1, 0.62, 0.62])[:, None, None]
+    for side in (-1, 1):
+        paint(ellipse(cx + side * rx * 0.58, cy + 0.2, 0.11, 0.08) * blush, rosy)
+    hairline = cy - ry * between(0.3, 0.62) + between(-0.35, 0.35) * (x - cx)
+    paint(has_hair * ellipse(cx, cy - 0.03, rx * 1.06, ry * 1.06) * inside(hairline - y), hair)
+    paint(ellipse(cx, cy + 0.15, between(0.035, 0.06), between(0.05, 0.085)), shade)
+
+    # eyes and brows
+    apart, eye_y = rx * between(0.38, 0.48), cy + between(-0.07, 0.01)
+    radius, opening, gaze = between(0.085, 0.115), between(0.7, 1.05), between(-0.03, 0.03)
+    raised, tilt = between(0.17, 0.23), between(-0.25, 0.25)
+    for side in (-1, 1):
+        eye_x = cx + side * apart
+        paint(ellipse(eye_x, eye_y, radius * 1.15, radius * opening), 0.98)
+        paint(ellipse(eye_x + gaze, eye_y, radius * 0.62, radius * 0.62), iris)
+        paint(ellipse(eye_x + gaze, eye_y, radius * 0.3, radius * 0.3), 0.05)
+        brow = 0.03 - (y - eye_y + raised - side * tilt * (x - eye_x)).abs()
+        paint(inside(brow) * inside(0.13 - (x - eye_x).abs()), hair * 0.6)
+
+    # mouth: an ellipse bent to a smile or a frown, some with teeth
+    mouth_y, half, height = cy + ry * between(0.55, 0.63), between(0.14, 0.22), between(0.04, 0.1)
+    bend = between(-0.7, 1.6) * ((x - cx) * (x - cx) - half * half / 2)
+    paint(
+        ellipse(cx, mouth_y - bend, half, height),
+        skin * torch.tensor([0.8, 0.4, 0.42])[:, None, None],
+    )
+    paint(ellipse(cx, mouth_y - bend - height * 0.1, half * 0.75, height * 0.5) * maybe(0.45), 0.97)
+
+    # glasses
+    wears, frame, lens = maybe(0.3), one_of(FRAMES), between(0.16, 0.19)
+    for side in (-1, 1):
+        eye_x = cx + side * apart
+        hole = ellipse(eye_x, eye_y, lens - 0.025, lens - 0.05)
+        paint((ellipse(eye_x, eye_y, lens + 0.025, lens) - hole).clamp(0, 1) * wears, frame)
+    bridge = inside(0.02 - (y - eye_y).abs()) * inside(apart - lens - (x - cx).abs())
+    paint(bridge * wears, frame)
+    return canvas.clamp(0, 1)

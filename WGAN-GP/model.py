@@ -52,7 +52,7 @@ class Generator(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Map z (B, z_dim) to images (B, C, H, W) in [-1, 1]."""
-        return self.layers(z[:, :, None, None])
+        return self.layers(z[:, :, None, None]).float()
 
 
 class Critic(nn.Module):
@@ -89,7 +89,7 @@ class Critic(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, C, H, W) to scores (B,), any numbers: only differences have meaning."""
-        return self.layers(images)
+        return self.layers(images).float()
 
 
 @torch.no_grad()

@@ -1,37 +1,47 @@
-"""What a model folder needs besides its paper and its pictures: errors, settings, files.
+"""What a model folder needs besides its paper and its images: settings, device, run folder.
 
-This file is the same, byte for byte, in every model folder; tests/test_copies.py holds it so.
-It knows no model: what says something about a paper stands in train.py.
+This file is the same, byte for byte, in every model folder; tests/test_copies.py checks it.
+It knows no model: what says something about a paper is in train.py.
 
-Sections, in order of first use: errors, settings, files, surroundings.
+Sections: errors, settings, device, processes, files, run.
 """
 
-import argparse
+import csv
+import ctypes
 import itertools
 import json
 import math
 import os
+import platform
+import shlex
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import time
+from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, BooleanOptionalAction
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, fields
-from datetime import datetime
+from datetime import datetime, timedelta
+from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, Literal, TypeVar
+from typing import IO, Annotated, Any, Literal, TypeVar, get_args, get_origin
 from zipfile import BadZipFile, ZipFile
 
 import docstring_parser
+import numpy as np
 import torch
-from jsonargparse import ArgumentParser
-from jsonargparse.typing import restricted_number_type
-from safetensors import SafetensorError
+import torch.distributed as dist
+from filelock import FileLock, Timeout
+from PIL import Image
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
-BEFORE = "checkpoint.before.pt"  # what checkpoint.pt was, in case that is damaged
-FORMAT = 1  # of the run folder and the picture cache; raised when a meaning in them changes
+FORMAT = 1  # of the run folder and the image cache; raised when a meaning in them changes
 
 # ---- Errors ----
 
@@ -47,9 +57,9 @@ class RunError(Exception):
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """End the program with one line and an exit code where a traceback would help nobody."""
-    show = threading.excepthook
-    # TensorBoard writes in a thread, whose errors come up here as well
-    threading.excepthook = lambda e: None if issubclass(e.exc_type, OSError) else show(e)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a name may not fit the encoding
     try:
         yield
         return
@@ -57,109 +67,117 @@ def plain_errors() -> Iterator[None]:
         code, line = 2, str(error)
     except (RunError, OSError, torch.OutOfMemoryError) as error:
         code, line = 1, str(error)
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):  # torch has no class of its own for it
-            raise
-        code, line = 1, f"out of memory: {error}"
     except KeyboardInterrupt:
-        code, line = 128 + signal.SIGINT, "interrupted; what was saved before is kept"
-    process = os.environ.get("RANK", "0")  # of several that torchrun starts
-    if code != 2 or process == "0":  # their settings are the same
-        name = Path(sys.argv[0]).name + f", process {process}" * ("RANK" in os.environ)
+        code, line = 130, "interrupted; what was saved before is kept"
+    if code != 2 or process() == 0:  # all processes have the same settings
+        name = Path(sys.argv[0]).name + (f", process {process()}" if processes() > 1 else "")
         print(f"{name}: error: {' '.join(line.split())}", file=sys.stderr)
     raise SystemExit(code)
 
 
 # ---- Settings ----
 
-Positive = restricted_number_type("Positive", float, [(">", 0), ("<", math.inf)])
-Size = restricted_number_type("Size", int, [(">", 0), ("<=", 2**14)])  # of a network
-Share = restricted_number_type("Share", float, [(">=", 0), ("<", 1)])
-Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
+# A number's type; what is allowed, in words and as a test.
+Positive = Annotated[float, "a positive number", lambda x: 0 < x < math.inf]
+Seconds = Annotated[float, "a number from 0 up", lambda x: 0 <= x < math.inf]
+Share = Annotated[float, "a number from 0 to below 1", lambda x: 0 <= x < 1]
+Count = Annotated[int, "a positive whole number", lambda x: x > 0]
+Limit = Annotated[int, "a whole number from 0 up", lambda x: x >= 0]
+Width = Annotated[int, "a whole number from 1 to 16384", lambda x: 0 < x <= 2**14]
+Seed = Annotated[int, "a whole number from 0 to 4294967295", lambda x: 0 <= x < 2**32]
 ImageSize = Literal[16, 32, 64, 128, 256, 512, 1024]
 Channels = Literal["data", 1, 3]
 Precision = Literal["tf32", "fp32", "bf16"]
-
-WHERE = ("name", "resume", "runs_dir")  # settings that say where a run lies, not what it is
-# On resuming these may differ from the run's, as long as steps are left to do.
-MAY_DIFFER = ("data", "data_dir", "device", "graphs", "epochs", "max_steps", "max_seconds")
-
 Config = TypeVar("Config")
+
+DATASETS = ("faces", "mnist", "fashion-mnist", "cifar10", "celeba")  # other --data are paths
+WHERE = ("name", "resume", "runs_dir")  # settings that say where a run lies, not what it is
+MAY_DIFFER = ("data", "data_dir", "device", "graphs", "epochs", "max_steps", "max_seconds")
 
 
 def parse_config(settings: type[Config], argv: list[str] | None = None) -> Config:
     """Read settings from the command line and from the JSON files that --config names.
 
-    Flags win over files wherever they stand, files over the run that --resume
-    names, and that over the defaults.
+    A flag wins over a file wherever it stands, a file over the run that --resume names,
+    and that over the defaults. Paths become absolute.
 
     Args:
-        settings: a dataclass; the string under each field is the help of its flag.
-        argv: the command line without the program's name; by default the real one.
+        settings: A dataclass; the string under each field is the help of its flag.
+        argv: The command line without the program's name; by default the real one.
 
     Raises:
-        InputError: a name, a type or a value is not allowed.
+        InputError: A name or a value is not allowed.
     """
     docs = docstring_parser.parse_from_object(settings)
     helps = {parameter.args[1]: parameter.description for parameter in docs.params}
     parser = ArgumentParser(
-        description=docs.short_description,
-        allow_abbrev=False,
-        exit_on_error=False,
-        parser_mode="json",
+        description=docs.short_description, allow_abbrev=False, argument_default=SUPPRESS
     )
-    parser.add_argument("--config", action="config", help="JSON file of settings; flags win.")
+    parser.add_argument("--config", action="append", metavar="FILE", help="JSON file of settings")
     for field in fields(settings):
-        how = (
-            {"action": argparse.BooleanOptionalAction}
-            if field.type is bool
-            else {"type": field.type}
-        )
-        if field.name == "resume":
-            how |= {"nargs": "?", "const": "latest"}
-        flag = "--" + field.name.replace("_", "-")
-        parser.add_argument(flag, default=field.default, help=helps[field.name], **how)
+        options = {"type": partial(convert, field.type), "metavar": field.name.upper()}
+        if field.type is bool:
+            options = {"action": BooleanOptionalAction}
+        elif field.name == "resume":
+            options |= {"nargs": "?", "const": "latest"}
+        text = f"{helps[field.name]} (default: {field.default!r})"
+        parser.add_argument("--" + field.name.replace("_", "-"), help=text, **options)
 
-    def parse(argv: list[str]) -> Config:
-        found, values = parser.parse_args(argv), {}
-        for field in fields(settings):
-            value = found[field.name]
-            if value is None or (field.type is bool and not isinstance(value, bool)):
-                raise InputError(f"{field.name}: {value!r} is no value for it")
-            # restricted types are classes of their own, which no checkpoint may hold
-            plain = next(kind for kind in (bool, int, float, str) if isinstance(value, kind))
-            values[field.name] = plain(value)
-        return settings(**values)
+    def parse(flags: list[str] | None, source: str = "") -> dict[str, Any]:
+        def refuse(message: str) -> None:
+            raise InputError(source + message.removeprefix("argument "))
 
-    # By itself the parser lets the last one win, so files go before flags.
-    split = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    split.add_argument("--config", action="append", default=[])
-    try:
-        named, flags = split.parse_known_args(argv)
-        files = [f"--config={find_file(file)}" for file in named.config]
-        config = parse([*files, *flags])
-        if config.resume:
-            saved = find_run(config.runs_dir, config.resume) / "parameters.json"
-            config = parse([f"--config={find_file(str(saved))}", *files, *flags])
-    except argparse.ArgumentError as error:
-        raise InputError(str(error)) from None
-    except OverflowError as error:
-        raise InputError(f"a number in the settings is too large: {error}") from None
-    return config
+        parser.error = refuse
+        found, unknown = parser.parse_known_args(flags)
+        if unknown:
+            name = unknown[0].split("=")[0]
+            near = get_close_matches(name, parser._option_string_actions, 1)
+            refuse(f"{name}: unknown" + (f"; did you mean {near[0]}?" if near else "; see --help"))
+        return vars(found)
+
+    def parse_file(file: Path) -> dict[str, Any]:
+        flags = []
+        for name, value in read_json(file).items():
+            flag = "--" + name.replace("_", "-")
+            no = "no-" if value is False else ""
+            flags.append(
+                flag.replace("--", "--" + no, 1) if value in (True, False) else f"{flag}={value}"
+            )
+        return parse(flags, f"{file}: ")
+
+    flags, values = parse(argv), {}
+    for name in flags.pop("config", []):
+        beside = HERE / name  # as quick.json is
+        values |= parse_file(beside if beside.is_file() and not Path(name).exists() else Path(name))
+    values |= flags
+    if values.get("resume"):
+        run = find_run(values.get("runs_dir", ""), values["resume"])
+        values = parse_file(run / "parameters.json") | values
+    for name in ("data", "data_dir", "runs_dir"):
+        if values.get(name) and values[name] not in DATASETS:
+            values[name] = str(Path(values[name]).absolute())
+    return settings(**values)
 
 
-def find_file(name: str) -> Path:
-    """Find a JSON file from the current folder, or else beside this file, as quick.json is.
+def convert(kind: Any, text: str) -> Any:
+    """Turn the text of a flag into the type of its setting.
 
     Raises:
-        InputError: it is in neither, or holds no JSON object.
+        ArgumentTypeError: It is not allowed.
     """
-    for path in (Path(name), HERE / name):
-        if path.is_file():
-            if "config" in read_json(path):
-                raise InputError(f"--config {name}: it cannot name another file")
-            return path
-    raise InputError(f"--config {name}: no such file")
+    if kind is str:
+        return text
+    if get_origin(kind) is Literal:
+        options = {str(option): option for option in get_args(kind)}
+        words = "one of " + ", ".join(options)
+        if text in options:
+            return options[text]
+    else:
+        number, words, allowed = get_args(kind)
+        with suppress(ValueError):
+            if allowed(number(text)):
+                return number(text)
+    raise ArgumentTypeError(f"must be {words}, not {text!r}")
 
 
 def settings_of(config: Any) -> dict[str, Any]:
@@ -167,87 +185,194 @@ def settings_of(config: Any) -> dict[str, Any]:
     return {name: value for name, value in asdict(config).items() if name not in WHERE}
 
 
+# ---- Device ----
+
+
+def set_up(name: str, seed: int, precision: Precision) -> torch.device:
+    """Find a device, set its precision, join other processes, and seed what is random.
+
+    Args:
+        name: `auto`, or PyTorch's name: `cpu`, `cuda`, `cuda:1`, `mps`. Each of several
+            processes takes a GPU of its own.
+        seed: Of first weights, noise and interpolation.
+        precision: With `fp32` products are exact to 24 bits; otherwise a GPU rounds to 11.
+
+    Raises:
+        InputError: There is no such device.
+    """
+    device = torch.device("cpu")
+    if name != "auto":
+        try:
+            device = torch.device(name)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(f"--device {name}: not available ({reason})") from None
+    elif torch.accelerator.is_available():
+        found = torch.accelerator.current_accelerator()
+        if found.type != "mps" or processes() == 1:  # Gloo has no operations for Apple's GPUs
+            device = found
+    if processes() > 1:
+        if device.type == "cuda":
+            number, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+            if number >= count:
+                raise InputError(f"--device {name}: {processes()} processes, but {count} GPUs")
+            device = torch.device("cuda", number)
+            torch.cuda.set_device(device)
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=5))  # while the first saves
+    torch.manual_seed(stream_seed(seed, process()) if process() else seed)
+    torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
+    torch.backends.cudnn.allow_tf32 = precision != "fp32"
+    torch.backends.cudnn.benchmark = True  # shapes never change, so the search pays
+    if device.type == "cpu":
+        torch.set_flush_denormal(True)
+        if platform.libc_ver()[0] == "glibc":
+            # Keep freed memory: gradients of over 32 MB come and go at every step, and
+            # getting them again from the system costs a page fault for every 4 kB.
+            for option, value in ((-1, 2**31 - 1), (-3, 2**31 - 1), (-2, 2**28)):
+                ctypes.CDLL(None).mallopt(option, value)
+    return device
+
+
+def stream_seed(seed: int, number: int) -> int:
+    """Seed a stream of random numbers of its own, in the 32 bits that PyTorch's CPUs take."""
+    return int(np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(1)[0])
+
+
+def place(device: torch.device, *networks: nn.Module) -> None:
+    """Move networks to a device, in the memory layout that is fastest there.
+
+    All of several processes get the weights of the first.
+    """
+    # What tensor cores take, and a little faster on CPUs too; far slower on Apple's GPUs.
+    layout = torch.preserve_format if device.type == "mps" else torch.channels_last
+    for network in networks:
+        network.to(device)
+        for tensor in network.state_dict().values() if processes() > 1 else ():
+            dist.broadcast(tensor, 0)
+        network.to(memory_format=layout)
+
+
+def graphed(
+    step: Callable[[], dict[str, Tensor]], device: torch.device, enabled: bool
+) -> Callable[[], dict[str, Tensor]]:
+    """Record a training step as one CUDA graph and replay it: one launch instead of thousands.
+
+    Without CUDA, or if not `enabled`, the step is returned as it is. Both do the same as long
+    as the step touches the device alone and every tensor it reads stays in its place.
+    """
+    if device.type != "cuda" or not enabled:
+        return step
+    side, graph, calls = torch.cuda.Stream(device), torch.cuda.CUDAGraph(), itertools.count()
+    losses: dict[str, Tensor] = {}
+
+    def replayed() -> dict[str, Tensor]:
+        call = next(calls)
+        if call < 3:  # as it is: cuDNN searches for kernels, optimisers create their state
+            side.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(side):
+                losses.update(step())
+            torch.cuda.current_stream(device).wait_stream(side)
+            return losses
+        if call == 3:  # recording runs nothing; NCCL watches its work from another thread
+            with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+                losses.update(step())
+        graph.replay()
+        return losses
+
+    return replayed
+
+
+# ---- Processes ----
+# `torchrun --standalone --nproc-per-node=N train.py` starts N of them. Each trains on minibatches
+# of its own; all take the same steps, since they average their gradients.
+
+
+def process() -> int:
+    """Return the number of this process; only the first, 0, writes."""
+    return int(os.environ.get("RANK", 0))
+
+
+def processes() -> int:
+    """Return how many processes train together."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def gather(value: Any) -> list[Any]:
+    """Return what every process gave, in their order."""
+    found = [value] * processes()
+    if processes() > 1:
+        try:
+            dist.all_gather_object(found, value)
+        except RuntimeError as error:  # Gloo's and NCCL's own
+            reason = str(error).strip().splitlines()[0]
+            raise RunError(f"another of {processes()} processes has ended ({reason})") from None
+    return found
+
+
+def average_gradients(*optimizers: Optimizer) -> None:
+    """Let each optimiser step along the mean of the gradients of all processes.
+
+    One flat all-reduce before each step. DistributedDataParallel supports neither a gradient
+    penalty nor two passes through batch norm before one backward.
+    """
+
+    def average(optimizer: Optimizer, *_: Any) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        parts = (flat / processes()).split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view(gradient.shape))
+
+    for optimizer in optimizers if processes() > 1 else ():
+        optimizer.register_step_pre_hook(average)
+
+
 # ---- Files ----
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Name the file or folder that could not be written."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise RunError(
-            f"{path} cannot be written ({reason}); what was saved before is kept"
-        ) from None
-
-
-@contextmanager
 def write_aside(path: Path, keep: Path | None = None) -> Iterator[IO[bytes]]:
-    """Write a file under another name; rename it once it is whole and on the disk.
+    """Write a file under another name and rename it once it is whole and on the disk.
 
     What had its name before is renamed to `keep`, if that is given.
 
     Raises:
-        RunError: it cannot be written; what had its name before is still there.
+        RunError: It cannot be written; what had its name before is still there.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.part")
     try:
-        with writing(path):
-            with open(aside, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            if keep and path.exists():
-                os.replace(path, keep)
-            os.replace(aside, path)
-            with suppress(OSError):  # some file systems cannot
-                sync(path.parent)
+        with open(aside, "w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if keep and path.exists():
+            os.replace(path, keep)
+        os.replace(aside, path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise RunError(f"{path} cannot be written ({reason}); earlier files are kept") from None
     finally:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """See to it that a file, or the names in a folder, are on the disk and outlive a power cut."""
-    if os.name == "posix":
-        number = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
+        aside.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file that holds one object.
 
     Raises:
-        InputError: it holds something else, or there is no such file.
+        InputError: There is no such file, or it holds something else.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
     try:
-        if path.stat().st_size > 2**20:
-            raise ValueError("it is larger than a megabyte")
-        found = json.loads(path.read_bytes())
-        if not isinstance(found, dict):
-            raise ValueError(f"it is a {type(found).__name__}")
+        found = json.loads(path.read_text("utf-8-sig"))  # some editors begin with a mark
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} holds no JSON object ({error})") from None
+        raise InputError(f"{path} is not a JSON file ({error})") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds no JSON object but a {type(found).__name__}")
     return found
-
-
-def read_facts(run: Path) -> dict[str, Any]:
-    """Read run.json.
-
-    Raises:
-        InputError: it is damaged.
-    """
-    facts = read_json(run / "run.json")
-    for name, kind in (("format", int), ("started", str), ("pictures", dict)):
-        if type(facts.get(name)) is not kind:
-            raise InputError(f"{run / 'run.json'} is damaged ({name} is {facts.get(name)!r:.50})")
-    return facts
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -262,10 +387,10 @@ def runs_folder(runs_dir: str) -> Path:
 
 
 def new_run(runs_dir: str, name: str) -> Path:
-    """Make the folder of a run, named by date and time unless it is given a name.
+    """Create the folder of a run, named by date and time unless it is given a name.
 
     Raises:
-        InputError: the name is taken, or is none.
+        InputError: The name is taken or cannot be one.
     """
     if name in ("latest", "..") or Path(name).name != name or not name.isprintable():
         raise InputError(f"--name {name!r}: not a name that a run folder can have")
@@ -275,83 +400,61 @@ def new_run(runs_dir: str, name: str) -> Path:
         try:
             run.mkdir(parents=True)
             (run / "frames").mkdir()
+            return run
         except FileExistsError:
             if name:
-                raise InputError(f"--name {name}: {run} exists; --resume goes on with it") from None
-        else:
-            return run
+                raise InputError(f"--name {name}: {run} exists; --resume continues it") from None
 
 
 def find_run(runs_dir: str, name: str) -> Path:
     """Find the folder of a run by its name; `latest` is the one that was started last.
 
     Raises:
-        InputError: there is none.
+        InputError: There is none that can be resumed.
     """
     folder = runs_folder(runs_dir)
-    if name == "latest":
-        runs = {file.parent for file in folder.glob("*/checkpoint*.pt")}
-        runs = {run for run in runs if (run / "run.json").is_file()}
-        started = {run: read_facts(run)["started"] for run in runs}
-        if not started:
-            raise InputError(f"--resume: there is no run to go on with in {folder}")
-        name = max(started, key=started.get).name
-    for file in ("run.json", "parameters.json", "checkpoint*.pt"):
-        if not any((folder / name).glob(file)):
-            raise InputError(f"--resume {name}: {folder / name} is no run, it has no {file}")
+    found = {file.parent for file in folder.glob("*/checkpoint*.pt")}
+    started = {run: read_json(run / "run.json").get("started") or "" for run in found}
+    if name == "latest" and started:
+        return max(started, key=started.get)
+    if folder / name not in found:
+        names = ", ".join(sorted(run.name for run in found)) or "none"
+        raise InputError(f"--resume {name}: no run of this name in {folder} (there: {names})")
     return folder / name
 
 
 def read_checkpoint(run: Path) -> tuple[dict[str, Any], list[str]]:
-    """Read checkpoint.pt, or the one before if that is damaged; nothing in them is run as code.
+    """Read checkpoint.pt, or the one before if that is damaged; neither can run code.
 
     Returns:
         What was saved; and what is wrong with a checkpoint that was passed over.
 
     Raises:
-        RunError: both are damaged.
+        RunError: Both are damaged.
     """
     damaged = []
-    for path in (run / "checkpoint.pt", run / BEFORE):
+    for path in (run / "checkpoint.pt", run / "checkpoint.before.pt"):
         try:
             with ZipFile(path) as archive:  # which is what torch.save writes
-                part = archive.testzip()  # a CRC-32 for each tensor
-            if part:
-                raise BadZipFile(f"{part} in it is damaged")
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            kinds = {"step": int, "seconds": float, "settings": dict, "own": list}
-            if any(type(state[name]) is not kind for name, kind in kinds.items()):
-                raise ValueError("it is no checkpoint of this program")
-            return state, damaged
-        except Exception as error:  # what a damaged file raises can be nearly anything
+                if part := archive.testzip():  # a CRC-32 for each tensor
+                    raise BadZipFile(f"{part} in it is damaged")
+            return torch.load(path, map_location="cpu", weights_only=True), damaged
+        except Exception as error:  # a damaged file can raise nearly anything
             damaged.append(f"{path.name}: {' '.join(str(error).split())}")
     raise RunError(f"no checkpoint in {run} can be read: {'; '.join(damaged)}")
 
 
-# ---- Surroundings ----
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collect the first request to stop, so that a step can finish; a second one ends at once."""
-    received: list[int] = []
-
-    def receive(number: int, _: Any) -> None:
-        received.append(number)
-        if len(received) > 1:  # an exception here could leave a lock of another thread held
-            os.write(2, b"\nended at once; what was saved before is kept\n")
-            os._exit(128 + number)
-
-    before = {}
-    if threading.current_thread() is threading.main_thread():  # no other thread may set handlers
-        names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
-        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-        before = {number: signal.signal(number, receive) for number in numbers}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def cut_off(run: Path, step: int) -> None:
+    """Remove from a run folder what is from after `step` or ends half-way."""
+    if (run / "metrics.csv").exists():
+        lines = (run / "metrics.csv").read_text(errors="replace").splitlines(keepends=True)
+        header, *rows = [line for line in lines if line.endswith("\n")] or [""]
+        rows = [row for row in rows if (n := row.split(",")[0]).isdecimal() and int(n) <= step]
+        with write_aside(run / "metrics.csv") as file:
+            file.write("".join([header, *rows]).encode())
+    for frame in (run / "frames").glob("*.png"):
+        if frame.stem.isdecimal() and int(frame.stem) > step:
+            frame.unlink()
 
 
 def git_commit() -> str | None:
@@ -361,3 +464,355 @@ def git_commit() -> str | None:
         return subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collect the first request to stop, so that a step can finish; a second one ends at once."""
+    received: list[int] = []
+
+    def receive(number: int, _: Any) -> None:
+        received.append(number)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")  # Windows has the last alone, not SIGHUP
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {number: signal.signal(number, receive) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# ---- Run ----
+
+
+class Run:
+    """A training run and its folder, the contract between training and every other script.
+
+    `steps` is the loop: it counts generator updates, and between two of them logs, draws and
+    saves. `record` takes the losses of one update.
+
+    Args:
+        config: The settings of train.py.
+        model: What is trained, whatever the folder is called.
+        dataset: What it is trained on: `images`, `held_out`, `digest`, `skipped`, `cache`.
+        device: Where the networks are.
+        batches_per_step: Minibatches of real images that one step shows.
+        parts: All that resuming needs, by name; each has a `state_dict`. One is `generator`.
+
+    Raises:
+        InputError: The name is taken; there is nothing to resume, or the settings contradict.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        model: str,
+        dataset: Any,
+        device: torch.device,
+        batches_per_step: int,
+        parts: dict[str, Any],
+    ) -> None:
+        self.config, self.dataset, self.device, self.parts = config, dataset, device, parts
+        self.is_main = process() == 0
+        batch = config.batch_size * processes()
+        self.images_per_step = batches_per_step * batch
+        self.steps_per_epoch = len(dataset.images) // batch
+        self.last_step = min(config.epochs * self.steps_per_epoch, config.max_steps or math.inf)
+        self.step, self.seconds, self.sums, self.summed = 0, 0.0, {}, 0
+        self.done, self.line_before, self.hinted = False, 0.0, device.type != "cpu"
+        # Noise of its own: drawing frames leaves the training's random stream alone.
+        rng = torch.Generator().manual_seed(stream_seed(config.seed, 0))
+        self.fixed_z = torch.randn(64, config.z_dim, generator=rng).to(device)
+        networks = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+        kind = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+        if device.type == "cuda":
+            kind = torch.cuda.get_device_name(device)
+        self.facts = {
+            "format": FORMAT,
+            "model": model,
+            "started": datetime.now().isoformat(),
+            "finished": None,
+            "device": f"{device} ({kind})",
+            "processes": processes(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "git_commit": git_commit(),
+            "parameters": {k: sum(p.numel() for p in n.parameters()) for k, n in networks.items()},
+            "pictures": {"shape": list(dataset.images.shape), "digest": dataset.digest},
+            "cache": str(dataset.cache.absolute()),
+        }
+        if config.resume:
+            self.path = find_run(config.runs_dir, config.resume)
+            self.restore()
+        else:
+            self.path = gather(new_run(config.runs_dir, config.name) if self.is_main else None)[0]
+        self.row_before = (self.step, self.seconds)
+        self.open = ExitStack()  # what is closed at the end
+        if self.is_main:
+            self.start()
+
+    def start(self) -> None:
+        """Lock the folder, write what the run is, open TensorBoard, and say all of it."""
+        # Slow to import, so only once nothing can be wrong with the settings.
+        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams
+
+        try:
+            self.open.enter_context(FileLock(self.path / ".lock", timeout=0))
+        except Timeout:
+            raise InputError(f"another training is using {self.path}") from None
+        if self.config.resume:
+            cut_off(self.path, self.step)
+        write_json(self.path / "parameters.json", settings_of(self.config))
+        write_json(self.path / "run.json", self.facts)
+        purge = self.step + 1 if self.config.resume else None  # hides what is from after it
+        self.events = self.open.enter_context(SummaryWriter(self.path, purge_step=purge))
+        if self.step == 0:
+            for summary in hparams(settings_of(self.config), {"loss_d": 0, "loss_g": 0}):
+                self.events.file_writer.add_summary(summary)
+            real = grid(torch.from_numpy(self.dataset.images[:64]).movedim(3, 1))
+            self.events.add_image("real", real, 0, dataformats="HWC")
+        count, size, _, channels = self.dataset.images.shape
+        held_out, skipped = len(self.dataset.held_out), self.dataset.skipped
+        self.say(f"device      {self.facts['device']}")
+        self.say(f"images      {count:,} of {size}x{size}x{channels}: {self.config.data}")
+        if held_out:
+            self.say(f"held out    {held_out:,} more, which training never sees")
+        if skipped:
+            self.say(f"skipped     {'; '.join(skipped[:5])}{'; ...' * (len(skipped) > 5)}")
+        self.say(f"run         {self.path}" + f", from step {self.step}" * (self.step > 0))
+        if self.last_step < 500 and not (self.config.max_steps or self.config.max_seconds):
+            few = f"{self.last_step} step{'s' * (self.last_step != 1)}"
+            enough = f"--epochs {math.ceil(1000 / self.steps_per_epoch)} makes about 1,000"
+            self.say(f"warning     so few images make {few}, too few to show anything; {enough}")
+
+    def steps(self) -> Iterator[int]:
+        """Yield the number of each step that is still to do; look after the run in between.
+
+        Raises:
+            RunError: A loss or a weight is not finite, or a file cannot be written.
+            SystemExit: A signal asked to stop; the run is saved.
+        """
+        every, stop = self.config, 0
+        hidden = None if self.is_main else True  # None: shown if there is a terminal
+        form = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{remaining} left{postfix}]"
+        self.bar = tqdm(initial=self.step, disable=hidden, bar_format=form, dynamic_ncols=True)
+        self.bar.total = self.last_step
+        with self.open, self.bar, stop_signals() as signals:
+            if self.step == 0:
+                self.draw()
+                self.save()
+            while not self.done and not stop:
+                began = time.perf_counter()
+                yield self.step + 1
+                self.step += 1
+                log, draw, save = (
+                    self.step % n == 0
+                    for n in (every.log_every, every.frame_every, every.checkpoint_every)
+                )
+                if self.device.type != "cpu" and (log or draw or save):
+                    torch.accelerator.synchronize(self.device)  # a GPU finishes its steps here
+                self.seconds += time.perf_counter() - began
+                over = self.step == self.last_step or 0 < every.max_seconds <= self.seconds
+                # All processes end at the same step.
+                ends, stops = zip(*gather((over, max(signals, default=0))), strict=True)
+                self.done, stop = any(ends), max(stops)
+                self.bar.update()
+                if log or self.done:
+                    self.log()
+                if draw or self.done:
+                    self.draw()
+                if save or self.done or stop:
+                    self.save()
+            self.end(stop)
+
+    def end(self, stop: int) -> None:
+        """Say how the training ended, and how to resume one that was stopped.
+
+        Raises:
+            SystemExit: It was stopped.
+        """
+        steps = f"{self.step:,} step{'s' * (self.step != 1)}"
+        if self.done:
+            self.facts["finished"] = datetime.now().isoformat()
+            if self.is_main:
+                write_json(self.path / "run.json", self.facts)
+            took = tqdm.format_interval(self.seconds)
+            self.say(f"finished    {steps} in {took} of training: {self.path}")
+        else:
+            start = ["python"]
+            if processes() > 1:
+                start = ["torchrun", "--standalone", f"--nproc-per-node={processes()}"]
+            where = ["--resume", self.path.name, "--runs-dir", self.path.parent]
+            resume = shlex.join(map(str, [*start, HERE / "train.py", *where]))
+            self.say(f"stopped     after {steps}, which are saved; to resume: {resume}")
+        if processes() > 1:
+            dist.destroy_process_group()
+        if not self.done:
+            raise SystemExit(128 + stop)
+
+    def record(self, losses: dict[str, Tensor]) -> None:
+        """Add the scalars of one step to the sums behind the next row, without waiting for them."""
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0) + value
+        self.summed += 1
+
+    def log(self) -> None:
+        """Write the means since the last row to metrics.csv, TensorBoard and the bar."""
+        of_all = gather({name: float(total / self.summed) for name, total in self.sums.items()})
+        means = {name: sum(one[name] for one in of_all) / len(of_all) for name in of_all[0]}
+        self.check_finite(means)
+        steps, seconds = self.step - self.row_before[0], self.seconds - self.row_before[1]
+        self.row_before, self.sums, self.summed = (self.step, self.seconds), {}, 0
+        if not self.is_main:
+            return
+        speed = steps * self.images_per_step / max(seconds, 1e-9)
+        losses = {name: means.pop(name) for name in ("loss_d", "loss_g")} | means
+        row = {
+            "step": self.step,
+            "epoch": round(self.step / self.steps_per_epoch, 4),
+            "images": self.step * self.images_per_step,
+            "seconds": round(self.seconds, 3),
+            **{name: f"{value:.6g}" for name, value in losses.items()},
+        }
+        with open(self.path / "metrics.csv", "a", newline="") as file:
+            table = csv.DictWriter(file, row, lineterminator="\n")
+            if file.tell() == 0:
+                table.writeheader()
+            table.writerow(row)
+        for name, value in (losses | {"images_per_second": speed}).items():
+            self.events.add_scalar(name, value, self.step)
+        left = seconds / steps * (self.last_step - self.step)
+        if limit := self.config.max_seconds:
+            left = max(0.0, min(left, limit - self.seconds))
+        self.bar.total = self.step + math.ceil(left / max(seconds / steps, 1e-9))
+        text = f"loss_d {losses['loss_d']:.2f}, loss_g {losses['loss_g']:.2f}, {speed:.0f} images/s"
+        self.bar.set_postfix_str(text, refresh=False)
+        if self.done or time.monotonic() > self.line_before + 10:
+            self.line_before = time.monotonic()
+            line = f"step {self.step}/{self.bar.total}, {text}, {tqdm.format_interval(left)} left"
+            self.say(line, terminal=self.bar.disable)
+        if not self.hinted and self.seconds > 10:
+            self.hinted = True
+            if left > 3600 and not any("quick.json" in word for word in sys.argv):
+                quick = "for minutes instead of hours: --config quick.json"
+                self.say(f"time left   about {left / 3600:.0f} hours on this CPU; {quick}")
+
+    def draw(self) -> None:
+        """Save an 8x8 grid of what the generator makes of `fixed_z`, in eval mode."""
+        if not self.is_main:
+            return
+        generator = self.parts["generator"].eval()
+        with torch.no_grad():
+            images = generator(self.fixed_z)
+        generator.train()
+        frame = grid(((images + 1) * 127.5).round().to("cpu", torch.uint8))
+        with write_aside(self.path / "frames" / f"{self.step:06d}.png") as file:
+            Image.fromarray(frame).save(file, "PNG")
+        self.events.add_image("frames", frame, self.step, dataformats="HWC")
+
+    def save(self) -> None:
+        """Write generator.safetensors and checkpoint.pt, unless a number in them is not finite."""
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        self.check_finite(self.sums)
+        for name in self.facts["parameters"]:
+            self.check_finite({f"{name}.{key}": t.sum() for key, t in state[name].items()})
+        own = {"rng": torch.get_rng_state(), "summed": self.summed}
+        own["sums"] = {name: total.cpu() for name, total in self.sums.items()}
+        if self.device.type == "cuda":
+            own["cuda_rng"] = torch.cuda.get_rng_state(self.device)
+        state |= {"step": self.step, "seconds": self.seconds, "own": gather(own)}
+        state["settings"] = settings_of(self.config)
+        if not self.is_main:
+            return
+        self.events.flush()
+        arguments = {
+            "z_dim": self.config.z_dim,
+            "image_size": self.config.image_size,
+            "channels": self.dataset.images.shape[3],
+            "width": self.config.g_width,
+        }
+        about = {"format": FORMAT, "model": self.facts["model"], "step": self.step}
+        # One key: the order of several would change from run to run.
+        metadata = {"about": json.dumps(about | {"arguments": arguments})}
+        weights = {key: value.cpu().contiguous() for key, value in state["generator"].items()}
+        with write_aside(self.path / "generator.safetensors") as file:
+            file.write(safetensors_bytes(weights, metadata))
+        path, before = self.path / "checkpoint.pt", self.path / "checkpoint.before.pt"
+        with write_aside(path, keep=before) as file:
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:  # of ending the file, which hides why that was necessary
+                raise error.__context__ or error from None
+
+    def restore(self) -> None:
+        """Return to the checkpoint.
+
+        Raises:
+            InputError: The settings are not those of the run, or nothing is left to do.
+            RunError: No checkpoint can be read, or it does not fit the networks.
+        """
+        before, (state, damaged) = read_json(self.path / "run.json"), read_checkpoint(self.path)
+        for line in damaged:
+            self.say(f"checkpoint  {line}; resuming from the one before")
+        saved, done = state["settings"], state["step"]  # parameters.json may have been edited
+        wrong = [
+            f"{name} was {saved.get(name)} and is now {value}"
+            for name, value in settings_of(self.config).items()
+            if name not in MAY_DIFFER and saved.get(name, value) != value
+        ]
+        if before.get("pictures") != self.facts["pictures"]:
+            wrong.append("the images are not those it was trained on")
+        if (was := before.get("processes", 1)) != processes():
+            wrong.append(f"it was trained by {was} processes and now there are {processes()}")
+        if done >= self.last_step:
+            wrong.append(f"its {done} steps are done; raise --epochs or --max-steps")
+        if 0 < self.config.max_seconds <= state["seconds"]:
+            wrong.append(f"its {self.config.max_seconds:g} seconds are over; raise --max-seconds")
+        if wrong:
+            raise InputError(f"--resume {self.path.name}: {'; '.join(wrong)}")
+        self.facts["started"] = before.get("started")
+        try:
+            for name, part in self.parts.items():
+                for group in state[name].get("param_groups", []):
+                    group["capturable"] = self.device.type == "cuda"  # of the device, not the run
+                part.load_state_dict(state[name])
+            own = state["own"][process()]
+            self.step, self.seconds, self.summed = done, state["seconds"], own["summed"]
+            self.sums = {name: total.to(self.device) for name, total in own["sums"].items()}
+            torch.set_rng_state(own["rng"])
+            if self.device.type == "cuda" and "cuda_rng" in own:
+                torch.cuda.set_rng_state(own["cuda_rng"], self.device)
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
+            raise RunError(f"the checkpoint in {self.path} does not fit ({error})") from None
+
+    def check_finite(self, values: dict[str, Any]) -> None:
+        """Stop a run that has diverged while its last checkpoint is still good."""
+        for name, value in values.items():
+            if not math.isfinite(value):
+                line = (
+                    f"{name} is {float(value)} at step {self.step}: the training has diverged. "
+                    f"The last checkpoint in {self.path} is kept. Start a new run with --lr below "
+                    f"{self.config.lr:g}"
+                )
+                self.say(f"error       {line}", terminal=False)
+                raise RunError(line)
+
+    def say(self, line: str, terminal: bool = True) -> None:
+        """Print a line above the bar, and keep it in train.log."""
+        if self.is_main:
+            if terminal:
+                tqdm.write(line)
+            with open(self.path / "train.log", "a", encoding="utf-8", errors="replace") as file:
+                file.write(line + "\n")
+
+
+def grid(images: Tensor) -> np.ndarray:
+    """Lay images, uint8 (B, C, H, W), out eight to a row: uint8 (height, width, 3)."""
+    from torchvision.utils import make_grid  # slow to import
+
+    return make_grid(images, nrow=8).movedim(0, 2).numpy()

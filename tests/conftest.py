@@ -10,7 +10,7 @@ import torch
 
 TOP = Path(__file__).resolve().parent.parent
 FOLDERS = ("simpleGAN", "DCGAN", "WGAN", "WGAN-GP")
-FILES = ("utils", "machine", "faces", "pictures", "data", "run_folder", "model", "train")
+FILES = ("utils", "data", "model", "train")
 LOADED = {}
 
 sys.path.insert(0, str(TOP))  # for runs, make_gif

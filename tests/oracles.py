@@ -188,9 +188,7 @@ def dcgan(batches, settings, steps):
     """Radford et al. 2015; the loss is Goodfellow's, real and fake batches pass separately."""
     s, rows = settings, []
     generator, discriminator = conv_networks(s)
-    move_g, move_d = (
-        adam(n, s["lr"], s["beta1"], s["beta2"]) for n in (generator, discriminator)
-    )
+    move_g, move_d = (adam(n, s["lr"], s["beta1"], s["beta2"]) for n in (generator, discriminator))
     for _ in range(steps):
         real = next(batches)
         fake = generate(generator, torch.randn(len(real), s["z_dim"])).detach()

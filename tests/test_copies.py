@@ -10,7 +10,7 @@ import docstring_parser
 import pytest
 from conftest import FOLDERS, TOP, load
 
-COPIES = ("utils.py", "machine.py", "faces.py", "pictures.py", "data.py", "run_folder.py")
+COPIES = ("utils.py", "data.py")
 SHARED_NETWORKS = {  # class or function of model.py: the folders where it is meant to be the same
     "Generator": ("DCGAN", "WGAN", "WGAN-GP"),
     "initialise": ("WGAN", "WGAN-GP"),

@@ -52,9 +52,11 @@ def flags_of(settings):
     flags = []
     for name, value in settings.items():
         flag = name.replace("_", "-")
-        flags += [f"--{'' if value else 'no-'}{flag}"] if value in (True, False) and isinstance(
-            value, bool
-        ) else [f"--{flag}", str(value)]
+        flags += (
+            [f"--{'' if value else 'no-'}{flag}"]
+            if value in (True, False) and isinstance(value, bool)
+            else [f"--{flag}", str(value)]
+        )
     return flags
 
 

@@ -138,17 +138,19 @@ def parse_config(settings: type[Config], argv: list[str] | None = None) -> Confi
     def parse_file(file: Path) -> dict[str, Any]:
         flags = []
         for name, value in read_json(file).items():
-            flag = "--" + name.replace("_", "-")
-            no = "no-" if value is False else ""
-            flags.append(
-                flag.replace("--", "--" + no, 1) if value in (True, False) else f"{flag}={value}"
-            )
+            flag = name.replace("_", "-")
+            if isinstance(value, bool):
+                flags.append(f"--{flag}" if value else f"--no-{flag}")
+            else:
+                flags.append(f"--{flag}={value}")
+        if any(flag.startswith("--config=") for flag in flags):
+            raise InputError(f"{file}: --config: a file cannot name another")
         return parse(flags, f"{file}: ")
 
     flags, values = parse(argv), {}
     for name in flags.pop("config", []):
         beside = HERE / name  # as quick.json is
-        values |= parse_file(beside if beside.is_file() and not Path(name).exists() else Path(name))
+        values |= parse_file(Path(name) if Path(name).exists() else beside)
     values |= flags
     if values.get("resume"):
         run = find_run(values.get("runs_dir", ""), values["resume"])
@@ -189,13 +191,7 @@ def settings_of(config: Any) -> dict[str, Any]:
 
 
 def set_up(name: str, seed: int, precision: Precision) -> torch.device:
-    """Find a device, set its precision, join other processes, and seed what is random.
-
-    Args:
-        name: `auto`, or PyTorch's name: `cpu`, `cuda`, `cuda:1`, `mps`. Each of several
-            processes takes a GPU of its own.
-        seed: Of first weights, noise and interpolation.
-        precision: With `fp32` products are exact to 24 bits; otherwise a GPU rounds to 11.
+    """Find a device, set its precision, join other processes, and seed weights and noise.
 
     Raises:
         InputError: There is no such device.
@@ -394,16 +390,12 @@ def new_run(runs_dir: str, name: str) -> Path:
     """
     if name in ("latest", "..") or Path(name).name != name or not name.isprintable():
         raise InputError(f"--name {name!r}: not a name that a run folder can have")
-    stem = name or f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
-    for suffix in itertools.chain([""], (f"_{n}" for n in itertools.count(2))):
-        run = runs_folder(runs_dir) / (stem + suffix)
-        try:
-            run.mkdir(parents=True)
-            (run / "frames").mkdir()
-            return run
-        except FileExistsError:
-            if name:
-                raise InputError(f"--name {name}: {run} exists; --resume continues it") from None
+    run = runs_folder(runs_dir) / (name or f"{datetime.now():%Y-%m-%d_%H-%M-%S_%f}"[:-3])
+    try:
+        (run / "frames").mkdir(parents=True)
+    except FileExistsError:
+        raise InputError(f"--name {name}: {run} exists; continue it with --resume") from None
+    return run
 
 
 def find_run(runs_dir: str, name: str) -> Path:
@@ -464,26 +456,6 @@ def git_commit() -> str | None:
         return subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-@contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collect the first request to stop, so that a step can finish; a second one ends at once."""
-    received: list[int] = []
-
-    def receive(number: int, _: Any) -> None:
-        received.append(number)
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")  # Windows has the last alone, not SIGHUP
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    before = {number: signal.signal(number, receive) for number in numbers}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 # ---- Run ----
@@ -602,7 +574,16 @@ class Run:
         form = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{remaining} left{postfix}]"
         self.bar = tqdm(initial=self.step, disable=hidden, bar_format=form, dynamic_ncols=True)
         self.bar.total = self.last_step
-        with self.open, self.bar, stop_signals() as signals:
+        signals: list[int] = []
+
+        def receive(number: int, _: Any) -> None:
+            signals.append(number)  # the step is finished first
+            signal.signal(number, signal.default_int_handler)  # a second request ends at once
+
+        for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):  # Windows lacks the third
+            if number := getattr(signal, name, None):
+                self.open.callback(signal.signal, number, signal.signal(number, receive))
+        with self.open, self.bar:
             if self.step == 0:
                 self.draw()
                 self.save()

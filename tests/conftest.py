@@ -1,6 +1,8 @@
-"""What the tests share: loading a model folder by path, and tiny settings."""
+"""What the tests share: loading a model folder by path, and tiny trainings."""
 
 import importlib
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,10 +13,15 @@ import torch
 TOP = Path(__file__).resolve().parent.parent
 FOLDERS = ("simpleGAN", "DCGAN", "WGAN", "WGAN-GP")
 FILES = ("utils", "data", "model", "train")
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+TINY = {
+    **{"image_size": 16, "g_width": 4, "d_width": 4, "z_dim": 8, "batch_size": 8},
+    **{"log_every": 2, "frame_every": 2, "checkpoint_every": 2, "device": "cpu"},
+}
 LOADED = {}
 
-sys.path.insert(0, str(TOP))  # for runs, make_gif
-torch.set_num_threads(1)  # tiny nets: a second thread costs more than it brings
+sys.path.insert(0, str(TOP))  # for the scripts at the top
+torch.set_num_threads(1)  # tiny networks: a second thread costs more than it brings
 
 
 def load(folder: str) -> SimpleNamespace:
@@ -24,8 +31,9 @@ def load(folder: str) -> SimpleNamespace:
     if folder not in LOADED:
         sys.path.insert(0, str(TOP / folder))
         LOADED[folder] = SimpleNamespace(**{name: importlib.import_module(name) for name in FILES})
+        LOADED[folder].folder = folder
         sys.path.remove(str(TOP / folder))
-    sys.modules.update(vars(LOADED[folder]))
+    sys.modules.update({name: getattr(LOADED[folder], name) for name in FILES})
     return LOADED[folder]
 
 
@@ -33,13 +41,41 @@ def make_critic(files: SimpleNamespace, size: int, channels: int, width: int):
     """Build the generator's opponent."""
     if hasattr(files.model, "Critic"):
         return files.model.Critic(size, channels, width)
-    extra = {"dropout": 0.3} if hasattr(files.train.Config(), "dropout") else {}
+    extra = {"dropout": 0.3} if files.folder == "simpleGAN" else {}
     return files.model.Discriminator(size, channels, width, **extra)
 
 
-def critic_step(files: SimpleNamespace):
+def opponent_step(files: SimpleNamespace):
     """Return the function that moves the generator's opponent."""
     return getattr(files.train, "critic_step", None) or files.train.discriminator_step
+
+
+def flags_of(settings: dict) -> list[str]:
+    """Write settings as a command line."""
+    flags = []
+    for name, value in settings.items():
+        flag = name.replace("_", "-")
+        switch = "--" if value is True else "--no-"
+        flags.append(f"{switch}{flag}" if isinstance(value, bool) else f"--{flag}={value}")
+    return flags
+
+
+def train(folder: str, settings: dict) -> Path:
+    """Train as the command line would, in this process; return the run folder."""
+    files = load(folder)
+    return files.train.train(files.utils.parse_config(files.train.Config, flags_of(settings)))
+
+
+def run_script(script: Path, *arguments, cwd=None, **environment) -> subprocess.CompletedProcess:
+    """Run a program as a user would."""
+    return subprocess.run(
+        [sys.executable, str(script), *map(str, arguments)],
+        cwd=cwd,
+        env=ENVIRONMENT | environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
 
 
 @pytest.fixture(params=FOLDERS)
@@ -55,24 +91,6 @@ def data_dir(tmp_path_factory) -> str:
 
 
 @pytest.fixture
-def tiny(data_dir, tmp_path):
-    """Return a function that makes tiny settings for a folder's files."""
-
-    def make(files: SimpleNamespace, **changes):
-        settings = {
-            "image_size": 16,
-            "g_width": 4,
-            "d_width": 4,
-            "z_dim": 8,
-            "batch_size": 8,
-            "max_steps": 4,
-            "log_every": 2,
-            "frame_every": 2,
-            "checkpoint_every": 2,
-            "device": "cpu",
-            "data_dir": data_dir,
-            "runs_dir": str(tmp_path / "runs"),
-        }
-        return files.train.Config(**settings | changes)
-
-    return make
+def tiny(data_dir, tmp_path) -> dict:
+    """Return settings of a training that takes a moment."""
+    return TINY | {"max_steps": 4, "data_dir": data_dir, "runs_dir": str(tmp_path / "runs")}

@@ -1,352 +1,396 @@
-"""Who moves, when, on what data and noise: the algorithms' order, step by step."""
+"""What the papers prove or forbid, on networks small enough to know the answer."""
 
 import copy
-import itertools
+import math
 
-import numpy as np
 import pytest
 import torch
-from conftest import FOLDERS, critic_step, load, make_critic
-from torch.optim import Adam, Optimizer, RMSprop
+from conftest import FOLDERS, load, make_critic, opponent_step
+from torch import nn
+from torch.optim import SGD, Adam, RMSprop
+
+CONVOLUTIONAL = FOLDERS[1:]
+LOG2 = math.log(2)
 
 
-def weights(network):
-    return [p.detach().clone() for p in network.parameters()]
+class Constant(nn.Module):
+    """Answer the same for every image; `value` is the only weight."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor(float(value)))
+
+    def forward(self, images):
+        return self.value.expand(len(images)) + 0 * images.flatten(1).sum(1)
 
 
-def same(network, before):
-    return all(torch.equal(p, q) for p, q in zip(network.parameters(), before, strict=True))
+class Linear(nn.Module):
+    """Score images by f(x) = w . x."""
+
+    def __init__(self, w):
+        super().__init__()
+        self.w = nn.Parameter(w.clone())
+
+    def forward(self, images):
+        return images.flatten(1) @ self.w
 
 
-def tiny_pair(files, channels=3):
+class Bowl(nn.Module):
+    """Score f(x) = |x|^2 / 2, whose slope at x is |x|: it shows where the penalty looks."""
+
+    def forward(self, images):
+        self.seen = images.detach()
+        return images.flatten(1).square().sum(1) / 2
+
+
+class Fixed(nn.Module):
+    """Generate the same images whatever the noise, shifted by its only weight."""
+
+    def __init__(self, images):
+        super().__init__()
+        self.images, self.shift = images, nn.Parameter(torch.zeros(()))
+
+    def forward(self, z):
+        return self.images[: len(z)] + self.shift
+
+
+def images_like(*shape):
+    return torch.rand(*shape) * 2 - 1
+
+
+def networks(folder, size=32, channels=3, width=4, z_dim=8):
     torch.manual_seed(0)
-    return files.model.Generator(8, 16, channels, 4), make_critic(files, 16, channels, 4)
+    files = load(folder)
+    generator = files.model.Generator(z_dim, size, channels, width)
+    return files, generator, make_critic(files, size, channels, width)
 
 
-def inner_steps(folder):
-    return 5 if folder.startswith("WGAN") else 1
+# ---- One network moves per step ----
 
 
-def take_generator_step(files, critic, generator, optimizer, z):
-    extra = (False,) if files.train.__name__ and hasattr(files.train.Config(), "minimax") else ()
-    return files.train.generator_step(critic, generator, optimizer, z, *extra)
-
-
-# ---- one step ----
-
-
-def test_the_critic_step_moves_the_critic_alone(files):
-    generator, critic = tiny_pair(files)
-    before, critic_before = weights(generator), weights(critic)
-    optimizer = RMSprop(critic.parameters(), 1e-3)
+def test_a_step_of_the_opponent_leaves_the_generator_alone(files):
+    files, generator, critic = networks(files.folder)
+    before = [p.detach().clone() for p in generator.parameters()]
     config = files.train.Config(z_dim=8)
-    critic_step(files)(critic, generator, optimizer, torch.rand(8, 3, 16, 16), config)
-    assert same(generator, before)
+    real = images_like(8, 3, 32, 32)
+    opponent_step(files)(critic, generator, RMSprop(critic.parameters()), real, config)
+    assert all(map(torch.equal, generator.parameters(), before))
     assert all(p.grad is None for p in generator.parameters())
-    assert not same(critic, critic_before)
 
 
-def test_the_generator_step_moves_the_generator_alone(files):
-    generator, critic = tiny_pair(files)
-    before, critic_before = weights(generator), weights(critic)
+def test_a_step_of_the_generator_leaves_its_opponent_alone(files):
+    files, generator, critic = networks(files.folder)
+    before = [p.detach().clone() for p in critic.parameters()]
     for parameter in critic.parameters():
         parameter.grad = torch.full_like(parameter, 7.0)
-    take_generator_step(
-        files, critic, generator, Adam(generator.parameters(), 1e-3), torch.randn(8, 8)
-    )
-    assert same(critic, critic_before)
+    optimizer, z = Adam(generator.parameters()), torch.randn(8, 8)
+    files.train.generator_step(critic, generator, optimizer, z, files.train.Config())
+    assert all(map(torch.equal, critic.parameters(), before))
     assert all((p.grad == 7).all() and p.requires_grad for p in critic.parameters())
-    assert not same(generator, before)
 
 
-def test_fakes_reach_the_critic_without_a_graph(files):
-    generator, critic = tiny_pair(files)
-    seen = []
-    critic.register_forward_pre_hook(
-        lambda _, inputs: seen.append((inputs[0].requires_grad, inputs[0].grad_fn))
-    )
-    config = files.train.Config(z_dim=8)
-    critic_step(files)(
-        critic, generator, Adam(critic.parameters()), torch.rand(8, 3, 16, 16), config
-    )
-    # x_hat of the penalty asks for a gradient, but is a leaf: it leads to no generator
-    assert [grad_fn for _, grad_fn in seen] == [None] * len(seen)
-    assert not any(needs for needs, _ in (seen[:2] if len(seen) > 1 else seen))
+# ---- Cross entropies ----
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_real_and_fake_meet_in_no_batch_norm(folder):
-    files = load(folder)
-    generator, critic = tiny_pair(files)
-    seen, fakes = [], []
-    critic.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
-    generator.register_forward_hook(lambda _, __, output: fakes.append(output.detach().clone()))
-    real = torch.rand(8, 3, 16, 16)
-    config = files.train.Config(z_dim=8)
-    critic_step(files)(critic, generator, Adam(critic.parameters()), real, config)
-    take_generator_step(files, critic, generator, Adam(generator.parameters()), torch.randn(8, 8))
-    if folder == "simpleGAN":  # no batch norm: one pass for both
-        seen[0:1] = seen[0].chunk(2)
-    assert torch.equal(seen[0], real)
-    assert torch.equal(seen[1], fakes[0])
-    assert torch.equal(seen[-1], fakes[-1])
-    assert len(seen) == (4 if hasattr(files.train, "gradient_penalty") else 3)
+def gradient_by_the_logit(minimax):
+    """Return the generator's loss and its gradient where D's logit is -10."""
+    train = load("simpleGAN").train
+    generator = Fixed(torch.full((1, 1, 1, 1), -10.0))
+    arguments = nn.Flatten(0), generator, SGD(generator.parameters(), 1.0), torch.zeros(1, 2)
+    loss = train.generator_step(*arguments, train.Config(minimax=minimax))["loss_g"]
+    return loss.item(), -generator.shift.item()
 
 
-def test_steps_go_downhill(files):
-    generator, critic = tiny_pair(files)
-    torch.manual_seed(3)
-    real, z = torch.rand(64, 3, 16, 16), torch.randn(64, 8)
-    config = files.train.Config(z_dim=8)
-    generator_before, critic_before = copy.deepcopy(generator), copy.deepcopy(critic)
-
-    def loss_of_critic():
-        torch.manual_seed(5)  # the same noise each time
-        again = copy.deepcopy(critic)
-        still = torch.optim.SGD(again.parameters(), 0.0)
-        return critic_step(files)(again, copy.deepcopy(generator_before), still, real, config)[
-            "loss_d"
-        ]
-
-    before = loss_of_critic()
-    torch.manual_seed(5)
-    critic_step(files)(critic, generator, torch.optim.SGD(critic.parameters(), 1e-3), real, config)
-    if not hasattr(files.train, "clip_weights"):  # the first clipping moves most weights
-        assert loss_of_critic() < before
-
-    def score():
-        torch.manual_seed(5)  # the same dropout each time
-        with torch.no_grad():
-            return critic_before(generator(z)).mean()
-
-    before = score()
-    torch.manual_seed(5)
-    take_generator_step(
-        files, critic_before, generator, torch.optim.SGD(generator.parameters(), 1e-2), z
-    )
-    assert score() > before
+def test_minimax_saturates_where_the_other_loss_is_steep():
+    loss, gradient = gradient_by_the_logit(minimax=True)
+    assert (loss, gradient) == pytest.approx((-4.54e-5, -4.54e-5), rel=1e-2)
+    loss, gradient = gradient_by_the_logit(minimax=False)
+    assert (loss, gradient) == pytest.approx((10.0000454, -0.99995), rel=1e-4)
 
 
-# ---- clipping ----
+@pytest.mark.parametrize("folder", ["simpleGAN", "DCGAN"])
+def test_the_gradient_survives_a_discriminator_that_is_sure_and_wrong(folder):
+    train = load(folder).train
+    sure = Constant(30.0)  # says "real" to the fakes; a sigmoid with a clamped log has gradient 0
+    fake, real = images_like(4, 1, 2, 2), images_like(4, 1, 2, 2)
+    optimizer = SGD(sure.parameters(), 1.0)
+    train.discriminator_step(sure, Fixed(fake), optimizer, real, train.Config())
+    assert 30.0 - sure.value.item() == pytest.approx(1.0, abs=1e-5)
 
 
-def test_weights_are_clipped_after_every_update_and_when_the_generator_learns():
-    files = load("WGAN")
-    generator, critic = tiny_pair(files)
-    optimizer = RMSprop(critic.parameters(), 5e-2)
-    largest = []
+@pytest.mark.parametrize("folder", ["simpleGAN", "DCGAN"])
+@pytest.mark.parametrize(
+    "p, q, loss",
+    [
+        ([0.5, 0.3, 0.2, 0.0], [0.1, 0.2, 0.3, 0.4], 0.943348),  # 2 log 2 - 2 JSD
+        ([0.25, 0.25, 0.25, 0.25], [0.25, 0.25, 0.25, 0.25], 2 * LOG2),
+        ([0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5], 0.0),
+    ],
+)
+def test_the_best_discriminator_is_p_over_p_plus_q(folder, p, q, loss):
+    train = load(folder).train
 
-    def look(*_):
-        largest.append(max(p.abs().max().item() for p in critic.parameters()))
+    class Table(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.logits = nn.Parameter(torch.zeros(4))
 
-    for _ in range(3):
-        files.train.critic_step(
-            critic, generator, optimizer, torch.rand(8, 3, 16, 16), files.train.Config(z_dim=8)
+        def forward(self, images):
+            return self.logits[images.flatten().long()]
+
+    def batch(shares):
+        return torch.arange(4.0).repeat_interleave(torch.tensor(shares).mul(20).round().int())
+
+    table = Table()
+    optimizer, fake, real = Adam(table.parameters(), 0.2), batch(q), batch(p)
+    for _ in range(1000):
+        generator = Fixed(fake.view(-1, 1, 1, 1))
+        losses = train.discriminator_step(
+            table, generator, optimizer, real.view(-1, 1, 1, 1), train.Config()
         )
-        look()
-        handle = critic.register_forward_pre_hook(look)
-        take_generator_step(
-            files, critic, generator, RMSprop(generator.parameters()), torch.randn(8, 8)
-        )
-        handle.remove()
-    assert len(largest) == 6 and max(largest) <= 0.01 + 1e-9
+    assert losses["loss_d"].item() == pytest.approx(loss, abs=3e-3)
+    for probability, a, b in zip(table.logits.sigmoid().tolist(), p, q, strict=True):
+        assert probability == pytest.approx(a / (a + b), abs=1e-2)
 
 
-def test_the_first_clipping():
+# ---- Wasserstein ----
+
+
+@pytest.mark.parametrize("folder", ["WGAN", "WGAN-GP"])
+def test_a_constant_added_to_the_critic_changes_no_estimate(folder):
+    train, w = load(folder).train, torch.randn(4)
+    real, fake = images_like(6, 1, 2, 2), images_like(6, 1, 2, 2)
+
+    class Shifted(Linear):
+        def forward(self, images):
+            return super().forward(images) + 7
+
+    losses = []
+    for critic in (Linear(w), Shifted(w)):
+        generator, still = Fixed(fake), SGD(critic.parameters(), 0.0)
+        loss_g = train.generator_step(
+            critic, generator, SGD(generator.parameters(), 0.0), torch.zeros(6, 2), train.Config()
+        )["loss_g"]
+        estimate = train.critic_step(critic, generator, still, real, train.Config())["wasserstein"]
+        losses.append((estimate.item(), loss_g.item()))
+    assert losses[0][0] == pytest.approx(((real - fake).flatten(1) @ w).mean().item(), abs=1e-5)
+    assert losses[1] == pytest.approx((losses[0][0], losses[0][1] - 7), abs=1e-5)
+
+
+def test_a_clipped_linear_critic_ends_at_the_corners():
+    train = load("WGAN").train
+    torch.manual_seed(1)
+    shift = torch.tensor([1.0, -0.5, 0.3, -0.8])
+    fake = images_like(64, 1, 2, 2)
+    real = fake + shift.view(1, 1, 2, 2)
+    critic = Linear(torch.zeros(4))
+    optimizer = RMSprop(critic.parameters(), 5e-5)
+    for _ in range(400):
+        losses = train.critic_step(critic, Fixed(fake), optimizer, real, train.Config())
+    torch.testing.assert_close(critic.w.detach(), 0.01 * shift.sign())
+    assert losses["wasserstein"].item() == pytest.approx(0.01 * shift.abs().sum().item(), rel=1e-3)
+    assert losses["clipped"].item() == 1
+
+
+def test_the_first_clipping_cuts_three_weights_in_five_and_every_gain():
     files = load("WGAN")
     torch.manual_seed(0)
     critic = files.model.Critic(64, 3, 64)
     share = files.train.clip_weights(critic, 0.01)
-    convolutions = torch.cat(
-        [m.weight.detach().flatten() for m in critic.modules() if isinstance(m, torch.nn.Conv2d)]
-    )
-    assert (convolutions.abs() == torch.tensor(0.01)).float().mean() == pytest.approx(
-        0.617, abs=0.01
-    )
-    assert convolutions.std() == pytest.approx(0.0086, abs=1e-4)
-    assert all(
-        (m.weight == 0.01).all() for m in critic.modules() if isinstance(m, torch.nn.BatchNorm2d)
-    )
+    kernels = [m.weight.detach().flatten() for m in critic.modules() if isinstance(m, nn.Conv2d)]
+    assert torch.cat(kernels).std() == pytest.approx(0.0086, abs=1e-4)
+    assert all((m.weight == 0.01).all() for m in critic.modules() if isinstance(m, nn.BatchNorm2d))
     assert share == pytest.approx(0.617, abs=0.01)
 
 
-# ---- whole trainings, watched ----
+@pytest.mark.parametrize("folder", ["WGAN", "WGAN-GP"])
+def test_the_critic_pulls_the_generator_towards_the_real_images(folder):
+    train = load(folder).train
+    torch.manual_seed(0)
+    noise, estimates = torch.randn(256, 1, 1, 1), []
+    # With a large lambda a slope of the wrong sign is a trap: the way out leads over 0.
+    config = train.Config(lambda_gp=0.1) if folder == "WGAN-GP" else train.Config()
+    for shift in (0.0, 1.0, -2.0):
+        hidden = nn.Linear(1, 32), nn.LeakyReLU(0.2), nn.Linear(32, 1)
+        critic, generator = (
+            nn.Sequential(nn.Flatten(), *hidden, nn.Flatten(0)),
+            Fixed(noise + shift),
+        )
+        optimizer = Adam(critic.parameters(), 5e-3, (0.0, 0.9))
+        for _ in range(300):
+            real = torch.randn(256, 1, 1, 1)
+            losses = train.critic_step(critic, generator, optimizer, real, config)
+        estimates.append(losses["wasserstein"].item())
+        step = SGD(generator.parameters(), 1.0)
+        train.generator_step(critic, generator, step, torch.zeros(256, 2), config)
+        assert generator.shift.item() * shift <= 0
+    assert abs(estimates[0]) < estimates[1] < estimates[2]
 
 
-class Watched:
-    """Record what a training does: steps in order, noise, real minibatches, optimisers."""
-
-    def __init__(self, files, config, monkeypatch):
-        self.events, self.noise, self.real, self.parts = [], [], [], {}
-        train, name = files.train, critic_step(files).__name__
-        inner, outer, run = getattr(train, name), train.generator_step, train.Run
-
-        def watched_inner(*args):
-            self.events.append("C")
-            self.real.append(args[3].clone())
-            return inner(*args)
-
-        def watched_outer(*args):
-            self.events.append("G")
-            return outer(*args)
-
-        def watched_run(*args, **parts):
-            self.parts = parts
-            parts["generator"].register_forward_pre_hook(
-                lambda net, inputs: self.noise.append(inputs[0].clone()) if net.training else None
-            )
-            return run(*args, **parts)
-
-        monkeypatch.setattr(train, name, watched_inner)
-        monkeypatch.setattr(train, "generator_step", watched_outer)
-        monkeypatch.setattr(train, "Run", watched_run)
-        self.path = train.train(config)
+# ---- Gradient penalty ----
 
 
-@pytest.fixture(params=FOLDERS)
-def watched(request, tiny, monkeypatch):
-    files = load(request.param)
-    return request.param, Watched(files, tiny(files), monkeypatch)
+def penalty_of(critic, real, fake):
+    return load("WGAN-GP").train.gradient_penalty(critic, real, fake)
 
 
-def test_n_critic_steps_then_one_of_the_generator(watched):
-    folder, run = watched
-    assert "".join(run.events) == ("C" * inner_steps(folder) + "G") * 4
+@pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
+def test_a_linear_critic_has_penalty_slope_minus_1_squared(scale):
+    w = torch.randn(12)
+    critic = Linear(scale * w / w.norm())
+    penalty, slope = penalty_of(critic, images_like(5, 3, 2, 2), images_like(5, 3, 2, 2))
+    assert slope.item() == pytest.approx(scale, rel=1e-5) and not slope.requires_grad
+    assert penalty.item() == pytest.approx((scale - 1) ** 2, abs=1e-6)  # two-sided: 0.5 costs too
+    penalty.backward()
+    direction = critic.w.detach() / scale
+    torch.testing.assert_close(critic.w.grad, 2 * (scale - 1) * direction, atol=1e-5, rtol=1e-4)
 
 
-def test_every_step_has_new_real_images_and_new_noise(watched):
-    folder, run = watched
-    n = inner_steps(folder)
-    assert len(run.real) == 4 * n
-    assert len(run.noise) == 4 * (n + 1)
-    flat = [tensor.flatten(1) for tensor in run.real]
-    rows = torch.cat(flat)
-    assert len(rows.unique(dim=0)) == len(rows)  # no image twice within a pass, let alone a batch
-    noise = torch.cat(run.noise)
-    assert len(noise.unique(dim=0)) == len(noise)
+def test_the_slope_is_taken_over_all_pixels_and_channels_of_an_image():
+    critic = Linear(torch.full((3 * 64 * 64,), (3 * 64 * 64) ** -0.5))
+    penalty, _ = penalty_of(critic, images_like(4, 3, 64, 64), images_like(4, 3, 64, 64))
+    assert penalty.item() == pytest.approx(0, abs=1e-6)  # over the channels alone: 0.969
 
 
-def test_noise_is_standard_normal(tiny, monkeypatch):
-    files = load("WGAN-GP")
-    run = Watched(files, tiny(files, z_dim=100, batch_size=64, max_steps=3), monkeypatch)
-    z = torch.cat(run.noise).flatten()
-    assert len(z) > 1e5
-    assert abs(z.mean()) < 0.02 and abs(z.var() - 1) < 0.02
-    assert abs(((z - z.mean()) ** 4).mean() / z.var() ** 2 - 3) < 0.1
+def test_the_penalty_is_taken_between_each_real_image_and_its_fake():
+    real, fake, bowl = images_like(64, 3, 4, 4), images_like(64, 3, 4, 4), Bowl()
+    penalty, slope = penalty_of(bowl, real, fake)
+    x_hat = bowl.seen
+    slopes = x_hat.flatten(1).norm(dim=1)
+    assert penalty.item() == pytest.approx((slopes - 1).square().mean().item(), rel=1e-5)
+    assert slope.item() == pytest.approx(slopes.mean().item(), rel=1e-5)
+    epsilon = ((x_hat - fake) * (real - fake)).flatten(1).sum(1)
+    epsilon = epsilon / (real - fake).flatten(1).square().sum(1)  # one per image
+    on_the_line = epsilon[:, None, None, None] * (real - fake) + fake
+    torch.testing.assert_close(x_hat, on_the_line, rtol=1e-4, atol=1e-5)
+    assert epsilon.min() > 0 and epsilon.max() < 1 and epsilon.std() > 0.2
+    penalty_of(bowl, real, fake)
+    assert not torch.equal(bowl.seen, x_hat)  # new at every call
 
 
-def test_optimisers_are_those_of_the_design(files, tiny, monkeypatch):
-    run = Watched(files, tiny(files, max_steps=1), monkeypatch)
-    defaults = files.train.Config()
-    optimisers = {name: part for name, part in run.parts.items() if isinstance(part, Optimizer)}
-    assert len(optimisers) == 2
-    expected = {
-        "simpleGAN": (Adam, 5e-5, (0.9, 0.999)),
-        "DCGAN": (Adam, 5e-5, (0.5, 0.999)),
-        "WGAN": (RMSprop, 5e-5, None),
-        "WGAN-GP": (Adam, 1e-4, (0.0, 0.9)),
-    }[files.run_folder.HERE.name]
-    for name, optimiser in optimisers.items():
-        (group,) = optimiser.param_groups
-        assert (type(optimiser), group["lr"], group.get("betas")) == expected
-        assert group["lr"] == defaults.lr and group["weight_decay"] == 0
-        assert group.get("momentum", 0) == 0 and group.get("alpha", 0.99) == 0.99
-        owner = run.parts[name.removesuffix("_optimizer")]
-        assert [id(p) for p in group["params"]] == [id(p) for p in owner.parameters()]
+def test_a_flat_critic_has_penalty_1_and_finite_gradients():
+    critic = Linear(torch.zeros(12))
+    penalty, slope = penalty_of(critic, images_like(4, 3, 2, 2), images_like(4, 3, 2, 2))
+    penalty.backward()
+    assert (penalty.item(), slope.item()) == (1, 0)
+    assert critic.w.grad.isfinite().all()
 
 
-def test_rmsprop_moves_ten_step_sizes_at_first():
-    parameter = torch.nn.Parameter(torch.zeros(3))
-    optimizer = RMSprop([parameter], load("WGAN").train.Config().lr)
-    parameter.grad = torch.tensor([1e-3, 1.0, -50.0])
-    optimizer.step()
-    torch.testing.assert_close(
-        parameter.detach(), 5e-4 * torch.tensor([-1.0, -1.0, 1.0]), rtol=1e-3, atol=0
-    )
-    for _ in range(2000):
-        before = parameter.detach().clone()
-        optimizer.step()
-    torch.testing.assert_close(
-        (parameter.detach() - before).abs(), torch.full((3,), 5e-5), rtol=1e-3, atol=0
-    )
+@pytest.mark.parametrize("distance, lambda_gp", [(1.0, 10.0), (1.0, 0.1), (2.0, 1.0)])
+def test_the_slope_settles_at_1_plus_d_over_2_lambda(distance, lambda_gp):
+    """Two points d apart: slope 1 + d/2L, estimate d + d^2/2L, -loss d + d^2/4L. Not d."""
+    train = load("WGAN-GP").train
+    real, fake = torch.full((4, 1, 1, 1), distance), torch.zeros(4, 1, 1, 1)
+    critic = Linear(torch.tensor([0.5]))
+    optimizer = Adam(critic.parameters(), 0.05, (0.0, 0.9))
+    config = train.Config(lambda_gp=lambda_gp)
+    for i in range(1000):
+        optimizer.param_groups[0]["lr"] = 0.05 if i < 600 else 1e-3
+        losses = train.critic_step(critic, Fixed(fake), optimizer, real, config)
+    d, two = distance, 2 * lambda_gp
+    assert losses["slope"].item() == pytest.approx(1 + d / two, rel=3e-3)
+    assert losses["wasserstein"].item() == pytest.approx(d + d * d / two, rel=3e-3)
+    assert -losses["loss_d"].item() == pytest.approx(d + d * d / (2 * two), rel=3e-3)
+
+
+def test_a_score_of_the_wgan_gp_critic_depends_on_its_own_image_alone():
+    _, _, critic = networks("WGAN-GP")
+    images = images_like(6, 3, 32, 32).requires_grad_()
+    (gradient,) = torch.autograd.grad(critic(images)[2], images)
+    assert gradient[2].abs().sum() > 0
+    gradient[2] = 0
+    assert (gradient == 0).all()
+
+
+# ---- Precision ----
+
+
+def test_bf16_layers_take_bfloat16_and_losses_stay_in_float32(files):
+    real, z = images_like(8, 3, 32, 32), torch.randn(8, 8)
+
+    def step(precision):
+        _, generator, critic = networks(files.folder)
+        kinds, config = [], files.train.Config(z_dim=8, precision=precision)
+        for layer in [*generator.modules(), *critic.modules()]:
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+                layer.register_forward_hook(lambda _, inputs, output: kinds.append(output.dtype))
+        losses = opponent_step(files)(critic, generator, SGD(critic.parameters(), 0), real, config)
+        still = SGD(generator.parameters(), 0)
+        losses |= files.train.generator_step(critic, generator, still, z, config)
+        assert {value.dtype for value in losses.values()} == {torch.float32}
+        return losses, kinds
+
+    exact, kinds = step("fp32")
+    assert set(kinds) == {torch.float32}
+    close, kinds = step("bf16")
+    exempt = 4 if files.folder == "WGAN-GP" else 0  # the critic's layers in the penalty
+    assert kinds.count(torch.float32) == exempt and len(kinds) > 2 * exempt
+    for name, value in exact.items():
+        assert close[name] == pytest.approx(value.item(), rel=0.1, abs=0.03), name
+
+
+def test_the_penalty_is_exact_under_autocast():
+    _, _, critic = networks("WGAN-GP")
+    real, fake = images_like(8, 3, 32, 32), images_like(8, 3, 32, 32)
+    found = []
+    for enabled in (False, True):
+        torch.manual_seed(3)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            penalty, slope = penalty_of(critic, real, fake)
+        gradients = torch.autograd.grad(penalty, [p for p in critic.parameters() if p.ndim > 1])
+        found.append((penalty, slope, *gradients))
+    assert all(map(torch.equal, *found))
+
+
+# ---- Networks ----
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("size, channels", [(16, 1), (128, 3)])
+def test_shapes_and_range(folder, size, channels):
+    _, generator, critic = networks(folder, size, channels)
+    images = generator(torch.randn(5, 8))
+    assert images.shape == (5, channels, size, size) and critic(images).shape == (5,)
+    [m for m in generator.modules() if hasattr(m, "weight")][-1].weight.data *= 1e4
+    assert generator(torch.randn(5, 8)).abs().max() == 1  # tanh, not a linear end
+
+
+def test_parameter_counts():
+    def counts(folder, channels, width, z_dim):
+        _, *both = networks(folder, 64, channels, width, z_dim)
+        return tuple(sum(p.numel() for p in network.parameters()) for network in both)
+
+    for folder in CONVOLUTIONAL:
+        assert counts(folder, 3, 64, 100) == (3_576_704, 2_765_568)
+        assert counts(folder, 1, 64, 100) == (3_574_656, 2_763_520)
+    assert counts("simpleGAN", 3, 128, 64) == (55_240_576, 55_220_225)
+
+
+def test_no_parameter_is_dead(files):
+    _, generator, critic = networks(files.folder)
+    critic(generator(torch.randn(4, 8))).sum().backward()
+    for name, parameter in [*generator.named_parameters(), *critic.named_parameters()]:
+        assert parameter.grad is not None, name
+
+
+def test_samples_do_not_depend_on_their_batch_and_leave_no_trace(files):
+    _, generator, _ = networks(files.folder)
+    generator(torch.randn(32, 8))  # some running averages
+    generator.eval()
+    before, z = copy.deepcopy(generator.state_dict()), torch.randn(8, 8)
+    torch.testing.assert_close(generator(z)[:1], generator(z[:1]), rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(before[k], v) for k, v in generator.state_dict().items())
 
 
 def test_defaults_are_the_designs():
+    common = {"image_size": 64, "batch_size": 64, "data": "faces", "precision": "tf32"}
     expected = {
         "simpleGAN": {"z_dim": 64, "epochs": 50, "k": 1, "minimax": False},
         "DCGAN": {"z_dim": 100, "epochs": 50, "g_width": 128, "d_width": 64},
-        "WGAN": {"z_dim": 100, "epochs": 30, "n_critic": 5, "clip_value": 0.01, "g_width": 64},
-        "WGAN-GP": {"z_dim": 100, "epochs": 30, "n_critic": 5, "lambda_gp": 10.0, "g_width": 64},
+        "WGAN": {"z_dim": 100, "epochs": 30, "g_width": 64, "d_width": 64},
+        "WGAN-GP": {"z_dim": 100, "epochs": 30, "g_width": 64, "d_width": 64},
     }
     for folder, values in expected.items():
         config = load(folder).train.Config()
-        for name, value in (values | {"image_size": 64, "batch_size": 64, "data": "faces"}).items():
+        for name, value in (values | common).items():
             assert getattr(config, name) == value, f"{folder}: {name}"
-
-
-# ---- minibatches ----
-
-
-def coded_images(count):
-    """Make pictures whose first pixel is their number."""
-    images = np.zeros((count, 4, 4, 3), np.uint8)
-    images[:, 0, 0, 0] = np.arange(count)
-    return images
-
-
-def numbers(batch):
-    return ((batch[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
-
-
-def test_a_pass_shows_every_picture_once_and_the_next_in_another_order():
-    data = load("WGAN").data
-    batches = data.Batches(coded_images(100), 20, torch.device("cpu"), seed=0)
-    batches.draw(15)
-    passes = [[numbers(next(batches)) for _ in range(5)] for _ in range(3)]
-    for one in passes:
-        assert sorted(itertools.chain(*one)) == list(range(100))
-    assert passes[0] != passes[1] != passes[2]
-
-
-def test_left_over_pictures_get_their_turn_in_a_later_pass():
-    data = load("WGAN").data
-    batches = data.Batches(coded_images(50), 20, torch.device("cpu"), seed=0)
-    batches.draw(22)
-    one = [numbers(next(batches)) for _ in range(2)]
-    assert len(set(itertools.chain(*one))) == 40
-    seen = {n for _ in range(20) for n in numbers(next(batches))}
-    assert seen == set(range(50))
-
-
-def test_minibatches_go_on_where_their_state_was_taken():
-    data = load("WGAN").data
-
-    def make(seed):
-        return data.Batches(coded_images(100), 20, torch.device("cpu"), seed)
-
-    for taken in (0, 3, 5, 7):
-        batches, other = make(1), make(2)
-        for _ in range(taken):
-            batches.draw(1)
-        other.load_state_dict(copy.deepcopy(batches.state_dict()))
-        for _ in range(12):
-            batches.draw(1)
-            other.draw(1)
-            assert torch.equal(next(batches), next(other))
-
-
-def test_bytes_become_values_from_minus_1_to_1():
-    images = np.zeros((2, 4, 4, 1), np.uint8)
-    images[0], images[1] = 255, 128
-
-    def only_batch(images):
-        batches = load("WGAN").data.Batches(images, 2, torch.device("cpu"), 0)
-        batches.draw(1)
-        return next(batches)
-
-    batch = only_batch(images)
-    assert batch.shape == (2, 1, 4, 4) and batch.dtype == torch.float32
-    assert sorted(batch.flatten().unique().tolist()) == pytest.approx(
-        [128 / 127.5 - 1, 1], abs=1e-6
-    )
-    assert only_batch(images * 0).unique() == -1

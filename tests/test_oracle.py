@@ -6,7 +6,7 @@ import numpy as np
 import oracles
 import pytest
 import torch
-from conftest import FOLDERS, load
+from conftest import FOLDERS, train
 from PIL import Image
 
 STEPS = 6
@@ -48,24 +48,6 @@ def colours(tmp_path_factory):
     return folder
 
 
-def flags_of(settings):
-    flags = []
-    for name, value in settings.items():
-        flag = name.replace("_", "-")
-        flags += (
-            [f"--{'' if value else 'no-'}{flag}"]
-            if value in (True, False) and isinstance(value, bool)
-            else [f"--{flag}", str(value)]
-        )
-    return flags
-
-
-def train(folder, *flags):
-    """Train as the command line would, in this process."""
-    files = load(folder)
-    return files.train.train(files.utils.parse_config(files.train.Config, list(map(str, flags))))
-
-
 def tensors(network, averages):
     """All tensors; without running averages where the norms keep none."""
     return [t.detach() for layer in network for t in (layer if averages else layer[:2])]
@@ -97,7 +79,7 @@ def test_six_steps_are_the_papers(folder, changes, colours, tmp_path):
     where = {"data": colours / str(side), "data_dir": tmp_path, "runs_dir": tmp_path / "runs"}
     limits = {"max_steps": STEPS} if changes == {"image_size": 16} else {"epochs": 2}
     every = {"log_every": 4, "device": "cpu", "precision": "fp32"}
-    run = train(folder, *flags_of(changes | where | limits | every))
+    run = train(folder, changes | where | limits | every)
 
     def oracle(steps):
         torch.manual_seed(settings["seed"])

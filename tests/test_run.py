@@ -1,0 +1,444 @@
+"""The run folder and the program: what is written, exact resuming, signals, and messages."""
+
+import csv
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ENVIRONMENT, FOLDERS, TINY, TOP, flags_of, load, run_script, train
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+OWN_COLUMNS = {
+    "simpleGAN": ["d_real", "d_fake"],
+    "DCGAN": ["d_real", "d_fake"],
+    "WGAN": ["wasserstein", "clipped"],
+    "WGAN-GP": ["wasserstein", "penalty", "slope"],
+}
+
+
+def rows_of(run, *but):
+    with open(run / "metrics.csv", newline="") as file:
+        return [{k: v for k, v in row.items() if k not in but} for row in csv.DictReader(file)]
+
+
+def frames_of(run):
+    return {int(frame.stem): frame.read_bytes() for frame in (run / "frames").glob("*.png")}
+
+
+def events_of(run):
+    events = EventAccumulator(str(run), {"scalars": 0, "images": 0, "tensors": 0})
+    events.Reload()
+    return events
+
+
+def facts_of(run):
+    return json.loads((run / "run.json").read_text())
+
+
+def checkpoint_of(run, name="checkpoint.pt"):
+    return torch.load(run / name, weights_only=True)
+
+
+def weights(run):
+    return (run / "generator.safetensors").read_bytes()
+
+
+def same_run(one, other):
+    """Compare all that a run leaves behind but its times."""
+    assert weights(one) == weights(other)
+    assert rows_of(one, "seconds") == rows_of(other, "seconds")
+    assert frames_of(one) == frames_of(other)
+    states = checkpoint_of(one), checkpoint_of(other)
+    for state in states:
+        del state["seconds"], state["settings"]
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+# ---- What a run holds ----
+
+
+def test_a_run_holds_what_the_design_says(files, tiny):
+    run = train(files.folder, tiny | {"max_steps": 5, "name": "run", "hold_out": 7})
+    names = {path.name.split(".")[0] for path in run.iterdir()} - {""}  # the lock
+    expected = {"parameters", "run", "events", "metrics", "train", "frames"}
+    assert names == expected | {"checkpoint", "generator"}
+
+    facts = facts_of(run)
+    assert (facts["format"], facts["model"], facts["processes"]) == (1, files.folder, 1)
+    assert facts["started"] < facts["finished"] and facts["device"].startswith("cpu (")
+    assert facts["torch"] == torch.__version__ and facts["pictures"]["shape"] == [9993, 16, 16, 3]
+    state = checkpoint_of(run)
+    for name, count in facts["parameters"].items():
+        buffers = ("running_mean", "running_var", "num_batches_tracked")
+        tensors = [t for key, t in state[name].items() if not key.endswith(buffers)]
+        assert count == sum(tensor.numel() for tensor in tensors)
+    assert len(facts["parameters"]) == 2
+
+    rows = rows_of(run)
+    common = ["step", "epoch", "images", "seconds", "loss_d", "loss_g"]
+    assert list(rows[0]) == common + OWN_COLUMNS[files.folder]
+    assert [int(row["step"]) for row in rows] == [2, 4, 5]
+    seconds = [float(row["seconds"]) for row in rows]
+    assert 0 < seconds[0] < seconds[1] < seconds[2]
+
+    assert sorted(frames_of(run)) == [0, 2, 4, 5]
+    with Image.open(run / "frames" / "000005.png") as frame:
+        assert frame.size == (8 * 18 + 2, 8 * 18 + 2)
+    events = events_of(run)
+    scalars = {"loss_d", "loss_g", "images_per_second", *OWN_COLUMNS[files.folder]}
+    assert set(events.Tags()["scalars"]) == scalars
+    assert [e.step for e in events.Images("frames")] == [0, 2, 4, 5]
+    assert [e.step for e in events.Images("real")] == [0]
+    assert any("hparams" in tag for tag in events.summary_metadata)
+    for name in scalars - {"images_per_second"}:
+        logged = [(e.step, e.value) for e in events.Scalars(name)]
+        assert [step for step, _ in logged] == [2, 4, 5]
+        written = [float(row[name]) for row in rows]
+        assert [value for _, value in logged] == pytest.approx(written, rel=1e-4)
+    taken = [b - a for a, b in zip([0, *seconds], seconds, strict=False)]
+    images = [int(row["images"]) for row in rows]
+    shown = [b - a for a, b in zip([0, *images], images, strict=False)]
+    speeds = [event.value for event in events.Scalars("images_per_second")]
+    for speed, count, time_taken in zip(speeds, shown, taken, strict=True):
+        assert speed == pytest.approx(count / time_taken, rel=0.5)  # seconds are rounded
+
+    log = (run / "train.log").read_text()
+    for words in ("device", "9,993 of 16x16x3: faces", "7 more", str(run), "finished    5 steps"):
+        assert words in log
+
+
+def test_frames_are_the_generator_in_eval_mode_on_noise_of_its_own(files, tiny):
+    few, many = (train(files.folder, tiny | {"frame_every": n, "max_steps": 4}) for n in (1, 99))
+    assert weights(few) == weights(many)  # drawing moves neither noise nor statistics
+    assert checkpoint_of(few)["own"] and rows_of(few, "seconds") == rows_of(many, "seconds")
+    with safe_open(few / "generator.safetensors", "pt") as file:
+        about = json.loads(file.metadata()["about"])
+    expected = {"z_dim": 8, "image_size": 16, "channels": 3, "width": 4}
+    assert about["arguments"] == expected
+    assert (about["format"], about["model"], about["step"]) == (1, files.folder, 4)
+    generator = files.model.Generator(**about["arguments"]).eval()
+    generator.load_state_dict(load_file(few / "generator.safetensors"))
+    rng = torch.Generator().manual_seed(files.utils.stream_seed(0, 0))
+    with torch.no_grad():
+        images = (generator(torch.randn(64, 8, generator=rng)) + 1) * 127.5
+    with Image.open(few / "frames" / "000004.png") as frame:
+        for i in (0, 9, 63):
+            left, top = 2 + i % 8 * 18, 2 + i // 8 * 18
+            tile = torch.tensor(list(frame.crop((left, top, left + 16, top + 16)).getdata()))
+            shown = images[i].permute(1, 2, 0).reshape(-1, 3).round()
+            assert (tile - shown).abs().max() <= 1
+
+
+def test_streams_of_random_numbers_are_independent(files):
+    """PyTorch's CPU generator takes 32 bits: seeds that differ above them draw alike."""
+    stream_seed, draws = files.utils.stream_seed, set()
+    for seed in (0, 1, 2**32 - 1):
+        for number in range(4):
+            value = stream_seed(seed, number)
+            assert 0 <= value < 2**32
+            draws.add(torch.randn(1, generator=torch.Generator().manual_seed(value)).item())
+        draws.add(torch.randn(1, generator=torch.Generator().manual_seed(seed)).item())
+    assert len(draws) == 15
+
+
+def test_parameters_repeat_the_run_from_another_folder(files, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    for i in range(9):
+        Image.new("RGB", (16, 16), (i, 2 * i, 90)).save(tmp_path / "images" / f"{i}.png")
+    own = {"data": "images", "data_dir": "cache", "runs_dir": "one", "name": "first"}
+    first = train(files.folder, tiny | own)
+    monkeypatch.chdir("/")
+    again = {"config": first / "parameters.json", "runs_dir": tmp_path / "two", "name": "second"}
+    second = train(files.folder, again)
+    same_run(first, second)
+    assert (tmp_path / "cache").exists()
+    done = run_script(
+        TOP / files.folder / "train.py", "--resume=first", f"--runs-dir={tmp_path / 'one'}",
+        "--max-steps=5", cwd="/",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_folder_copied_under_another_name_trains_alone(files, tmp_path):
+    folder = tmp_path / "my-gan"
+    skip = shutil.ignore_patterns("__pycache__", "tensorboard", "data")
+    shutil.copytree(TOP / files.folder, folder, ignore=skip)
+    (tmp_path / "cwd").mkdir()
+    done = run_script(folder / "train.py", *flags_of(TINY | {"max_steps": 3}), cwd=tmp_path / "cwd")
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    (run,) = (folder / "tensorboard" / "runs").iterdir()
+    assert facts_of(run)["model"] == files.folder
+    assert not list((tmp_path / "cwd").iterdir())
+    assert (run / "train.log").read_text() == done.stdout  # not a terminal: lines, no bar
+    assert "step 3/3" in done.stdout and "\r" not in done.stdout
+
+
+# ---- Resuming ----
+
+
+class Killed(BaseException):
+    """As abrupt as a signal that nothing catches."""
+
+
+@pytest.mark.parametrize("killed_at", [3, 4, 7])
+def test_a_killed_run_continues_as_if_nothing_had_happened(files, tiny, monkeypatch, killed_at):
+    settings = tiny | {"max_steps": 9, "log_every": 3, "frame_every": 1, "checkpoint_every": 4}
+    whole = train(files.folder, settings | {"name": "whole"})
+    step, calls = files.train.generator_step, []
+
+    def dying(*arguments):
+        calls.append(1)
+        if len(calls) == killed_at:
+            raise Killed
+        return step(*arguments)
+
+    monkeypatch.setattr(files.train, "generator_step", dying)
+    with pytest.raises(Killed):
+        train(files.folder, settings | {"name": "killed"})
+    monkeypatch.setattr(files.train, "generator_step", step)
+    resumed = train(files.folder, settings | {"resume": "killed"})
+    same_run(whole, resumed)
+    for tag in ("loss_d", "loss_g"):
+        ours, theirs = (
+            [(e.step, e.value) for e in events_of(r).Scalars(tag)] for r in (whole, resumed)
+        )
+        assert ours == theirs
+
+
+def test_a_run_can_be_extended_and_takes_the_newest(tiny):
+    whole = train("WGAN-GP", tiny | {"name": "whole", "max_steps": 6})
+    train("WGAN-GP", tiny | {"name": "z", "max_steps": 4})
+    part = train("WGAN-GP", tiny | {"name": "part", "max_steps": 4})
+    resumed = train("WGAN-GP", {"resume": "latest", "runs_dir": tiny["runs_dir"], "max_steps": 6})
+    assert resumed == part
+    same_run(whole, part)
+    assert facts_of(part)["started"] < facts_of(part)["finished"]
+    assert json.loads((part / "parameters.json").read_text())["max_steps"] == 6
+
+
+def test_time_is_a_limit_that_can_grow(tiny, monkeypatch):
+    files, now = load("WGAN"), iter(range(10**6))  # each look at the clock finds it a second on
+    monkeypatch.setattr(files.utils.time, "perf_counter", lambda: next(now))
+    settings = tiny | {"max_steps": 20, "max_seconds": 3.0, "checkpoint_every": 99}
+    run = train("WGAN", settings | {"name": "run"})
+    assert [(r["step"], r["seconds"]) for r in rows_of(run)] == [("2", "2.0"), ("3", "3.0")]
+    assert facts_of(run)["finished"] and checkpoint_of(run)["step"] == 3
+    with pytest.raises(files.utils.InputError, match="3 seconds are over; raise --max-seconds"):
+        train("WGAN", settings | {"resume": "run"})
+    train("WGAN", settings | {"resume": "run", "max_seconds": 6.0})
+    assert rows_of(run)[-1]["step"] == "6"
+
+
+def test_contradictions_are_refused_and_each_is_listed(files, tiny):
+    run = train(files.folder, tiny | {"name": "run"})
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    with pytest.raises(files.utils.InputError) as caught:
+        train(files.folder, tiny | {"resume": "run", "max_steps": 6, "lr": 0.5, "log_every": 3})
+    text = str(caught.value)
+    assert "lr was" in text and "now 0.5" in text and "log_every was 2 and is now 3" in text
+    with pytest.raises(files.utils.InputError, match="its 4 steps are done"):
+        train(files.folder, tiny | {"resume": "run"})
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_other_images_are_refused(tiny, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(8):
+        Image.new("RGB", (16, 16), (i, 0, 0)).save(folder / f"{i}.png")
+    train("DCGAN", tiny | {"data": folder, "name": "run", "max_steps": 2})
+    Image.new("RGB", (16, 16), (99, 0, 0)).save(folder / "0.png")
+    with pytest.raises(load("DCGAN").utils.InputError, match="images are not those"):
+        train("DCGAN", tiny | {"data": folder, "resume": "run"})
+
+
+def test_names_are_taken_once(tiny):
+    files = load("DCGAN")
+    train("DCGAN", tiny | {"name": "run", "max_steps": 1})
+    with pytest.raises(files.utils.InputError, match="exists; continue it with --resume"):
+        train("DCGAN", tiny | {"name": "run", "max_steps": 1})
+    for name in ("a/b", "..", "latest", "/somewhere"):
+        with pytest.raises(files.utils.InputError, match="--name"):
+            train("DCGAN", tiny | {"name": name, "max_steps": 1})
+
+
+def test_two_trainings_do_not_share_a_folder(tiny):
+    files = load("DCGAN")
+    run = train("DCGAN", tiny | {"name": "run", "max_steps": 1})
+    with (
+        files.utils.FileLock(run / ".lock"),
+        pytest.raises(files.utils.InputError, match="another training is using"),
+    ):
+        train("DCGAN", tiny | {"resume": "run"})
+
+
+# ---- Divergence ----
+
+
+@pytest.mark.parametrize("what", ["loss", "weight"])
+def test_what_is_not_finite_ends_the_run_with_a_good_checkpoint(files, tiny, monkeypatch, what):
+    step, calls = files.train.generator_step, []
+
+    def diverging(opponent, generator, *rest):
+        losses = step(opponent, generator, *rest)
+        calls.append(1)
+        if len(calls) == 5 and what == "weight":
+            next(generator.parameters()).data[0] = math.inf
+        factor = math.nan if len(calls) == 5 and what == "loss" else 1
+        return {"loss_g": losses["loss_g"] * factor}
+
+    monkeypatch.setattr(files.train, "generator_step", diverging)
+    log_every = 2 if what == "loss" else 99
+    settings = tiny | {"name": "run", "max_steps": 6, "log_every": log_every}
+    message = "loss_g is nan" if what == "loss" else r"(generator\.|loss)"
+    with pytest.raises(files.utils.RunError, match=message + ".*training has diverged"):
+        train(files.folder, settings)
+    run = files.utils.find_run(tiny["runs_dir"], "run")
+    assert checkpoint_of(run)["step"] == 4
+    assert all(t.isfinite().all() for t in load_file(run / "generator.safetensors").values())
+    assert "diverged" in (run / "train.log").read_text().splitlines()[-1]  # doctor.py reads it
+
+
+# ---- The program ----
+
+
+BAD_INPUT = [
+    (["--config", "CWD/broken.json"], "broken.json: --epoch: unknown"),
+    (["--data", "CWD/nowhere"], "nowhere"),
+    (["--data", "CWD/empty"], "empty: no image in it"),
+    (["--data", ""], "--data ''"),
+    (["--data", "CWD/text.zip"], "text.zip"),
+    (["--batch-size", "10001"], "10000 images are fewer than --batch-size 10001"),
+    (["--device", "toaster"], "--device toaster: not available"),
+    (["--name", "taken"], "--name taken"),
+]
+
+
+@pytest.mark.parametrize("argv, words", BAD_INPUT, ids=str)
+def test_bad_input_gets_one_line_and_leaves_nothing_behind(argv, words, tmp_path, data_dir):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.json").write_text('{"epoch": 1}')
+    (tmp_path / "text.zip").write_text("no")
+    (tmp_path / "runs" / "taken" / "frames").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    argv = [argument.replace("CWD", str(tmp_path)) for argument in argv]
+    where = {"runs_dir": tmp_path / "runs", "data_dir": data_dir}
+    done = run_script(TOP / "WGAN" / "train.py", *flags_of(TINY | where), *argv, cwd=tmp_path)
+    assert done.returncode == 2 and not done.stdout and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("train.py: error: ") and words in done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_trouble_at_run_time_has_exit_code_1(tmp_path, tiny):
+    (tmp_path / "file").write_text("in the way")
+    settings = tiny | {"runs_dir": tmp_path / "file"}
+    done = run_script(TOP / "DCGAN" / "train.py", *flags_of(settings))
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert str(tmp_path / "file") in done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_prints_the_command_that_resumes(number, tiny, tmp_path):
+    settings = tiny | {"max_steps": 300, "checkpoint_every": 10**6, "name": "run"}
+    command = [sys.executable, "train.py", *flags_of(settings)]
+    process = subprocess.Popen(
+        command, cwd=TOP / "DCGAN", env=ENVIRONMENT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    run = tmp_path / "runs" / "run"
+    end = time.monotonic() + 60
+    while not (run / "frames" / "000004.png").exists():
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number and not err
+    last, step = out.splitlines()[-1], checkpoint_of(run)["step"]
+    assert f"stopped     after {step:,} steps, which are saved; to resume: python /" in last
+    assert not facts_of(run)["finished"]
+    resume = last.split("to resume: python ")[1].split()
+    done = run_script(*resume, cwd="/")
+    assert done.returncode == 0, done.stderr
+    whole = train("DCGAN", settings | {"name": "whole"})
+    assert weights(run) == weights(whole)
+    assert rows_of(run, "seconds") == rows_of(whole, "seconds")
+
+
+def test_a_name_that_the_terminal_cannot_show_is_escaped(tiny, tmp_path):
+    settings = tiny | {"max_steps": 1, "runs_dir": tmp_path / "\u0436"}
+    done = run_script(
+        TOP / "DCGAN" / "train.py", *flags_of(settings), PYTHONIOENCODING="cp1252", PYTHONUTF8="0"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "\\u0436" in done.stdout
+
+
+@pytest.mark.parametrize("count, warned", [(32, True), (5000, False)])
+def test_a_set_too_small_to_learn_from_is_named_before_the_training(tiny, capsys, count, warned):
+    files = load("DCGAN")
+    images = files.data.load_images("faces", tiny["data_dir"], 16, 3, 8, 0)
+    small = images._replace(images=images.images[:count])
+    config = files.train.Config(batch_size=8, epochs=1 if warned else 2, runs_dir=tiny["runs_dir"])
+    parts = {"generator": files.model.Generator(100, 16, 3, 4)}
+    files.utils.Run(config, "DCGAN", small, torch.device("cpu"), 1, parts)
+    said = capsys.readouterr().out
+    assert ("4 steps, too few to show anything; --epochs 250" in said) == warned
+
+
+def test_a_long_training_on_a_cpu_says_so_unless_it_is_quick_already(tiny, monkeypatch, capsys):
+    files = load("DCGAN")
+    now = iter(range(0, 10**9, 5))  # each step takes five seconds
+    monkeypatch.setattr(files.utils.time, "perf_counter", lambda: next(now))
+    limits = {"max_steps": 5, "checkpoint_every": 99, "name": "a"}
+    monkeypatch.setattr(files.utils.Run, "end", lambda run, stop: None)
+    log = files.utils.Run.log
+
+    def hours_left(run):
+        run.last_step = 10**5
+        log(run)
+
+    monkeypatch.setattr(files.utils.Run, "log", hours_left)
+    for argv, told in (([], True), (["--config", "quick.json"], False)):
+        monkeypatch.setattr(sys, "argv", ["train.py", *argv])
+        monkeypatch.setattr(files.utils.Run, "steps", one_log)
+        train("DCGAN", tiny | limits | {"name": f"{told}"})
+        said = capsys.readouterr().out
+        assert ("hours on this CPU" in said and "--config quick.json" in said) == told
+
+
+def one_log(run):
+    run.bar = type("Bar", (), {"disable": True, "set_postfix_str": lambda *_, **__: None})()
+    yield 1
+    run.step, run.seconds = 2, 20.0
+    run.log()
+
+
+def test_tensorboard_reads_a_resumed_run_without_a_gap(tiny):
+    train("WGAN", tiny | {"name": "run", "max_steps": 4})
+    run = train("WGAN", tiny | {"resume": "run", "max_steps": 8})
+    steps = [event.step for event in events_of(run).Scalars("wasserstein")]
+    assert steps == [2, 4, 6, 8]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="shell scripts")
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_shell_scripts_pass_their_arguments_on(folder, tmp_path):
+    wrapper = tmp_path / "python"
+    wrapper.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    wrapper.chmod(0o755)
+    environment = ENVIRONMENT | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    script = [TOP / "scripts" / f"train_{folder}.sh", "--max-steps", "-3"]
+    done = subprocess.run(script, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 2 and "--max-steps: must be" in done.stderr

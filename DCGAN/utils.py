@@ -295,15 +295,22 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
+@contextmanager
+def together() -> Iterator[None]:
+    """Say it in one line if another process is gone."""
+    try:
+        yield
+    except RuntimeError as error:  # Gloo's and NCCL's own
+        reason = str(error).strip().splitlines()[0]
+        raise RunError(f"another of {processes()} processes has ended ({reason})") from None
+
+
 def gather(value: Any) -> list[Any]:
     """Return what every process gave, in their order."""
     found = [value] * processes()
     if processes() > 1:
-        try:
+        with together():
             dist.all_gather_object(found, value)
-        except RuntimeError as error:  # Gloo's and NCCL's own
-            reason = str(error).strip().splitlines()[0]
-            raise RunError(f"another of {processes()} processes has ended ({reason})") from None
     return found
 
 
@@ -317,7 +324,8 @@ def average_gradients(*optimizers: Optimizer) -> None:
     def average(optimizer: Optimizer, *_: Any) -> None:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat)
+        with together():
+            dist.all_reduce(flat)
         parts = (flat / processes()).split([gradient.numel() for gradient in gradients])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view(gradient.shape))
@@ -632,6 +640,7 @@ class Run:
             resume = shlex.join(map(str, [*start, HERE / "train.py", *where]))
             self.say(f"stopped     after {steps}, which are saved; to resume: {resume}")
         if processes() > 1:
+            gather(None)  # one that leaves early can abort
             dist.destroy_process_group()
         if not self.done:
             raise SystemExit(128 + stop)

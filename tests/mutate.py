@@ -238,6 +238,7 @@ def run_pytest(top: Path, files: Iterable[str], plugin: object, seconds: int = -
     code = 70
     try:
         os.setsid()  # a group, to be killed together with what the tests start
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.chdir(top)
         log = os.open("log", os.O_WRONLY | os.O_CREAT)
         os.dup2(log, 1)
@@ -261,11 +262,20 @@ def copies(top: Path, file: str) -> list[Path]:
     return [p for p in paths if p.exists() and p.read_bytes() == (top / file).read_bytes()]
 
 
+def end(pid: int) -> None:
+    """End a child and the processes that it has started."""
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
 def run_unchanged(top: Path, targets: list[str], files: list[str]) -> dict[str, Test]:
     """Run all tests, and return what they execute."""
     pid = os.fork() or run_pytest(top, files, Watch(top, targets))
-    if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
-        sys.exit(f"{(top / 'log').read_text()}\nThe tests fail on unchanged code.")
+    try:
+        if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
+            sys.exit(f"{(top / 'log').read_text()}\nThe tests fail on unchanged code.")
+    finally:
+        end(pid)
     return pickle.loads((top / "tests.pickle").read_bytes())
 
 
@@ -288,14 +298,7 @@ def start(mutant: Mutant, place: Path, top: Path, tests: dict[str, Test]) -> tup
     # of the processor, so that a busy machine kills no mutant; the deadline is for what sleeps
     limit = 10 + 3 * sum(tests[name].seconds for name in names)
     pid = os.fork() or run_pytest(place, files, Select(names), int(limit))
-    return pid, time.monotonic() + 60 + 4 * limit
-
-
-def finish(pid: int, place: Path) -> None:
-    """Remove a child, the processes that it has started, and its copy of the repository."""
-    with suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
-    shutil.rmtree(place, ignore_errors=True)
+    return pid, time.monotonic() + 4 * limit
 
 
 def run(todo: list[Mutant], top: Path, tests: dict[str, Test], jobs: int) -> tuple[list[str], int]:
@@ -312,11 +315,12 @@ def run(todo: list[Mutant], top: Path, tests: dict[str, Test], jobs: int) -> tup
             time.sleep(0.01)
             for pid, (*_, deadline) in running.items():
                 if time.monotonic() > deadline:
-                    os.killpg(pid, signal.SIGKILL)
+                    end(pid)
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid:
                 mutant, place, _ = running.pop(pid)
-                finish(pid, place)
+                end(pid)
+                shutil.rmtree(place, ignore_errors=True)
                 code = os.waitstatus_to_exitcode(status)
                 late += code in (-signal.SIGXCPU, -signal.SIGKILL)
                 if code in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
@@ -326,8 +330,8 @@ def run(todo: list[Mutant], top: Path, tests: dict[str, Test], jobs: int) -> tup
                 bar.update()
     finally:
         bar.close()
-        for pid, (_, place, _) in running.items():
-            finish(pid, place)
+        for pid in running:
+            end(pid)
     return survivors, late
 
 
@@ -343,6 +347,7 @@ def main() -> None:
     args = parser.parse_args()
     first, last = map(int, args.lines.split("-"))
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C, with all cleaning up
     os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     for name in IMPORTS:
@@ -350,7 +355,7 @@ def main() -> None:
     sys.path[:] = [path for path in sys.path if not path.startswith(str(TOP))]
     tqdm.monitor_interval = 0  # a thread of its own, which a fork would not have
     gc.freeze()  # the children need not look through all that was imported
-    with tempfile.TemporaryDirectory(prefix="mutate-") as folder:
+    with tempfile.TemporaryDirectory(prefix="mutate-", ignore_cleanup_errors=True) as folder:
         top = Path(folder).resolve() / "unchanged"
         shutil.copytree(TOP, top, ignore=NOT_COPIED)
         todo = [

@@ -1,3 +1,3 @@
 #!/bin/sh
-# Train DCGAN; arguments go on to train.py, for example: scripts/train_DCGAN.sh --config quick.json
+# Train DCGAN from any directory. Arguments are passed to train.py, for example --config quick.json.
 exec python "$(dirname "$0")/../DCGAN/train.py" "$@"

@@ -1,3 +1,3 @@
 #!/bin/sh
-# Train WGAN; arguments go on to train.py, for example: scripts/train_WGAN.sh --config quick.json
+# Train WGAN from any directory. Arguments are passed to train.py, for example --config quick.json.
 exec python "$(dirname "$0")/../WGAN/train.py" "$@"

@@ -1,3 +1,3 @@
 #!/bin/sh
-# Train simpleGAN; arguments go on to train.py, for example: scripts/train_simpleGAN.sh --config quick.json
+# Train simpleGAN from any directory. Arguments are passed to train.py, for example --config quick.json.
 exec python "$(dirname "$0")/../simpleGAN/train.py" "$@"

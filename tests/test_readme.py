@@ -1,285 +1,160 @@
-"""The README's commands work, and its links and pictures are there."""
+"""What the READMEs and docs/ say is true: commands, links, numbers and requirements."""
 
+import argparse
 import ast
+import csv
 import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
+from statistics import mean, stdev
 
-import numpy as np
 import pytest
-import torch
 from conftest import FOLDERS, TOP, load
 from packaging.requirements import Requirement
 
-import compare
-import doctor
-import evaluate
-import generate
-import make_gif
-import runs
-
-sys.path.insert(0, str(TOP / "results"))
-import figures
-
-SCRIPTS = {f"{m.__name__}.py": m for m in (compare, doctor, evaluate, generate, make_gif)}
-
-README = (TOP / "README.md").read_text()
-BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S)
-COMMANDS = [line for block in BLOCKS for line in block.strip().splitlines()]
-INLINE = re.findall(r"`((?:python|tensorboard|scripts/)[^`\n]* [^`\n]+)`", README)
+PAGES = {path: path.read_text("utf-8") for path in [*TOP.glob("*.md"), *TOP.glob("docs/*.md")]}
+NAMES = ("README.md", "README.pt-BR.md", "docs/results.md", "docs/models.md")
+README, BRAZILIAN, RESULTS, MODELS = (PAGES[TOP / name] for name in NAMES)
+BLOCK, INLINE = re.compile(r"^```\w+\n(.*?)^```", re.M | re.S), re.compile(r"`([^`\n]+)`")
+CODE = "\n".join(code for text in PAGES.values() for code in BLOCK.findall(text)).splitlines()
+CODE += [code for text in PAGES.values() for code in INLINE.findall(BLOCK.sub("", text))]
+PROGRAMS = ("python", "tensorboard", "scripts/train", "cd", "pip", "diff", "ruff", "torchrun")
+COMMANDS = sorted({c for c in CODE if c.startswith(PROGRAMS) and " " in c and "--help" not in c})
+OTHERS = ("pip install -r requirements.txt", "python -m pytest -n 2", "ruff check .")
+OTHERS += ("ruff format .", "python -m pytest -m 'not slow'", "tensorboard --logdir=.")
+OTHERS += ("tensorboard --logdir=tensorboard/runs", "diff -u WGAN/train.py WGAN-GP/train.py")
 
 
-def parts_of(command):
-    """Split a line at &&; say in which folder each part runs."""
-    folder = "."
-    for part in command.split("&&"):
-        words = shlex.split(part.strip(" ()"))
-        if words[0] == "cd":
-            folder = words[1]
-        else:
-            yield folder, words
-        if part.rstrip().endswith(")"):
-            folder = "."
+class Parsed(BaseException):
+    """A script has understood its command line."""
 
 
-def check(folder, words):
-    """Run or parse one command; return whether it was understood."""
-    program, *arguments = words
-    if program == "python" and arguments[0] == "train.py":
-        files = load(folder)
-        arguments = [a if a != "--resume" else "--seed=0" for a in arguments[1:]]
-        if "--seed=0" in arguments:  # there is no run to resume here
-            arguments = [a for a in arguments if a != "slower"]
-        files.utils.parse_config(files.train.Config, arguments)
-    elif program == "torchrun":
-        launch, _, settings = shlex.join(arguments).partition(" train.py ")
-        assert launch == "--standalone --nproc-per-node=2"
-        files = load(folder)
-        files.utils.parse_config(files.train.Config, shlex.split(settings))
-    elif program == "python" and arguments[0] in SCRIPTS:
-        SCRIPTS[arguments[0]].parse_arguments(arguments[1:] or ["WGAN"])
-    elif program == "python" and arguments[0].startswith("benchmarks/"):
-        ast.parse((TOP / arguments[0]).read_text())
-    elif program == "python" and arguments[0] == "results/figures.py":
-        assert arguments[1] in figures.DRAWN
-    elif words[:3] == ["python", "-m", "pytest"]:
-        assert words[3:] in (["-n", "2"], ["-m", "long"])
-    elif program.startswith("scripts/"):
-        folder = re.fullmatch(r"scripts/train_(.+)\.sh", program)[1]
-        files = load(folder)
-        assert (TOP / program).stat().st_mode & 0o111
-        files.utils.parse_config(files.train.Config, arguments)
-    elif program == "tensorboard":
-        assert arguments in (["--logdir=tensorboard/runs"], ["--logdir=."])
-    elif program == "pip":
-        assert arguments == ["install", "-r", "requirements.txt"]
-    elif program == "diff":
-        done = subprocess.run(words, cwd=TOP, capture_output=True, text=True)
-        assert done.returncode == 1 and "+++ WGAN-GP/train.py" in done.stdout
-    else:
-        return False
-    return True
+def parse_script(script, flags, monkeypatch):
+    """Run a script until it has parsed its command line."""
+    parse = argparse.ArgumentParser.parse_args
+
+    def stop(*arguments):
+        parse(*arguments)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    monkeypatch.setattr(sys, "argv", [script, *flags])
+    monkeypatch.syspath_prepend((TOP / script).parent)
+    with pytest.raises(Parsed):
+        runpy.run_path(str(TOP / script), run_name="__main__")
 
 
-@pytest.mark.parametrize("command", COMMANDS + INLINE)
-def test_every_command_is_understood(command):
-    if "--help" in command:
-        command = command.replace(" --help", "")
-    command = command.replace("MODEL", "WGAN")
-    for folder, words in parts_of(command):
-        if folder == "." and words[:2] == ["python", "train.py"]:
-            folder = "WGAN-GP"
-        assert check(folder, words), f"nobody checks {words}"
+def parse_training(folder, flags, monkeypatch):
+    """Parse the settings of a training. The run that it resumes does not exist here."""
+    files = load("WGAN-GP" if folder == TOP else folder.name)
+    monkeypatch.chdir(Path(files.train.__file__).parent)
+    line = re.sub(r"--resume( \w+)?", "", shlex.join(flags))
+    files.utils.parse_config(files.train.Config, shlex.split(line))
 
 
-def test_there_are_commands_to_check():
-    assert len(COMMANDS) >= 12
-    assert "python -m pytest -n 2" in COMMANDS
-    assert {f"cd {folder} && python train.py --config quick.json" for folder in FOLDERS} <= set(
-        COMMANDS
-    )
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_understood(command, monkeypatch):
+    folder = TOP
+    for part in re.split("&&|;", command):
+        match shlex.split(part.strip(" ()")):
+            case ["cd", name]:
+                folder = (folder / name).resolve(strict=True)
+            case ["python", "train.py", *flags] | ["torchrun", _, _, "train.py", *flags]:
+                parse_training(folder, flags, monkeypatch)
+            case ["python", script, *flags] if script != "-m":
+                parse_script(script, flags, monkeypatch)
+            case [script, *flags] if script.startswith("scripts/"):
+                assert (TOP / script).stat().st_mode & 0o111
+                name = re.fullmatch(r"scripts/train_(.+)\.sh", script)[1]
+                parse_training(TOP / name, flags, monkeypatch)
+            case words:
+                assert shlex.join(words) in OTHERS
+        folder = TOP if part.rstrip().endswith(")") else folder
 
 
-def test_the_speed_table_is_the_record(monkeypatch):
-    monkeypatch.syspath_prepend(TOP / "benchmarks")
-    import throughput
-
-    record = json.loads((TOP / "results" / "speed" / "throughput-2-cores.json").read_text())
-    assert throughput.table(record["figures"]) in README
+def test_links_and_images_are_there():
+    for path, text in PAGES.items():
+        targets = [target for target in re.findall(r"\]\(([^)]+)\)", text) if "://" not in target]
+        assert all((path.parent / target).exists() for target in targets), (path, targets)
 
 
-def test_links_and_pictures_are_there():
-    targets = re.findall(r"\]\(([^)]+)\)", README)
-    local = [target for target in targets if not target.startswith("http")]
-    assert len(local) >= 5
-    for target in local:
-        assert (TOP / target).exists(), target
+def test_both_readmes_have_the_same_commands_images_and_numbers():
+    forms = []
+    for text in (README, BRAZILIAN):
+        links = re.findall(r"\]\(((?!README)[^)]+)\)", text)
+        plain = re.sub(r"\]\([^)]*\)|Python 3.10", "", INLINE.sub("", BLOCK.sub("", text)))
+        if text is BRAZILIAN:  # 1.234,5 for 1,234.5
+            plain = plain.translate(str.maketrans(".,", ",."))
+        numbers = sorted(re.findall(r"\d[\d.,]*\d|\d", plain))
+        shape = re.findall(r"^(?:#+|\|)", text, re.M)
+        forms.append((BLOCK.findall(text), sorted(INLINE.findall(text)), links, numbers, shape))
+        assert len(text.splitlines()) <= 200
+    assert forms[0] == forms[1] and "\npython -m pytest -n 2\n" in README  # .ci/run runs it
 
 
-def test_the_table_names_what_is_there():
-    table = README.split("## What is where")[1].split("##")[0]
-    for path in re.findall(r"`([A-Za-z_-]+(?:/|\.py|\.html|\.ipynb))`", table):
-        assert (TOP / path).exists() or (TOP / "WGAN" / path).exists(), path
-    for path in TOP.iterdir():
-        hidden = path.name.startswith((".", "__")) or path.suffix in (".md", ".toml", ".txt")
-        if not hidden and path.name not in ("LICENSE",):
-            assert path.name in table, f"the README does not say what {path.name} is"
+def record(name):
+    """Read a JSON file, or the last line of several."""
+    text = (TOP / "results" / name).read_text()
+    return json.loads(text.splitlines()[-1] if name.endswith(".jsonl") else text)
 
 
-def test_the_diff_of_the_two_wassersteins_shows_the_papers_alone():
-    texts = [(TOP / folder / "train.py").read_text() for folder in ("WGAN", "WGAN-GP")]
-    papers = re.compile(r"RMSprop|Adam|betas|Algorithm 1, lines")
-    for start, end in (("    g_width:", "\n\n\n"), ("def generator_step(", "def nothing")):
-        parts = [text[text.index(start) :].split(end)[0].splitlines() for text in texts]
-        mine, theirs = ([line for line in part if not papers.search(line)] for part in parts)
-        assert mine == theirs and len(mine) > 20
+def shows(text, values):
+    """Compare the numbers in a text with values, to as many digits as the text has."""
+    shown = re.findall(r"(?<![\w-])\d[\d,]*(?:\.\d+)?%?", text)
+    forms = [f",.{len(n.strip('%').partition('.')[2])}{'%' if '%' in n else 'f'}" for n in shown]
+    return shown == [format(float(v), form) for v, form in zip(values, forms, strict=True)]
 
 
-def test_requirements_are_installed_and_have_a_lower_bound():
-    lines = [
-        line.split("#")[0].strip() for line in (TOP / "requirements.txt").read_text().splitlines()
-    ]
-    for requirement in map(Requirement, filter(None, lines)):
-        assert version(requirement.name) in requirement.specifier
-        assert ">=" in str(requirement.specifier)
+@pytest.mark.parametrize("what", ["table", "waiting", "race"])
+def test_the_tables_are_what_the_command_makes_of_the_records(what):
+    command = [sys.executable, "results/figures.py", what]
+    done = subprocess.run(command, cwd=TOP, capture_output=True, text=True, check=True)
+    assert done.stdout in RESULTS
+    for line in done.stdout.splitlines() if what == "race" else ():  # two columns fewer
+        assert "|".join(c for i, c in enumerate(line.split("|")) if i not in (6, 9)) in README
 
 
-def test_every_import_is_in_the_requirements():
-    names = {"PIL": "pillow"}
-    wanted = {re.split(r"[><=\s]", line)[0] for line in (TOP / "requirements.txt").open()}
-    found = set()
-    for file in [*TOP.glob("*.py"), *TOP.glob("*/*.py")]:
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Import):
-                found |= {alias.name.split(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
-                found.add(node.module.split(".")[0])
-    ours = {file.stem for file in [*TOP.glob("*.py"), *TOP.glob("*/*.py")]}
-    third = {
-        names.get(n, n).replace("_", "-") for n in found - ours if n not in sys.stdlib_module_names
-    }
-    assert third - {"packaging", "and"} <= wanted, third - wanted
+@pytest.mark.parametrize("model", FOLDERS)
+def test_the_tables_of_the_models_are_the_record(model):
+    faces, speed = re.findall(rf"^\| {model} \|.*", RESULTS, re.M)[1:]
+    paper, short = re.findall(rf"^\| \[?{model}[] ].*", README, re.M)
+    with open(TOP / "results" / "race" / "race.csv", newline="") as file:
+        runs = [run for run in csv.DictReader(file) if run["model"] == model]
+    names = ("step", "images", "swd", "frechet_random", "diversity", "repetition")
+    values = [[float(run[name]) for run in runs] for name in names]
+    assert shows(short, [f(v) for v in values for f in (mean, stdev)])
+    assert paper.split("|")[-2] == faces.split("|")[-2]  # minutes until faces appear
+    names = ("textbook_images_per_second", "ours_images_per_second", "ratio", "share_of_limit")
+    figures = record("speed/throughput-2-cores.json")["figures"][FOLDERS.index(model)]
+    assert shows(speed, [figures[name] for name in (*names, "peak_memory_gb")])
 
 
-def test_the_project_speaks_of_itself_alone():
-    words = re.compile(r"(?<![\w./])/(?:work|root|home)/|pypi\.org|(?<!no-)\bsandbox\b", re.I)
-    for file in subprocess.run(
-        ["git", "ls-files"], cwd=TOP, capture_output=True, text=True
-    ).stdout.split():
-        path = TOP / file
-        if path.suffix in (".py", ".md", ".json", ".csv", ".txt", ".toml", ".sh", ".yml", ".log"):
-            found = words.search(path.read_text())
-            assert not found or file.endswith("test_readme.py"), f"{file}: {found}"
+def test_numbers_in_the_text_are_the_record():
+    race, plane = record("race/race.json"), record("landscapes.json")
+    values = [race["budget"]["seconds"], *map(race["conditions"].get, ("image_size", "hold_out"))]
+    assert shows(README.split("A race on")[1].split("`swd`")[0], values)
+    swd = record("WGAN-GP/quick-faces/evaluation.jsonl")["metrics"]["swd"]["value"]
+    assert shows(README.split("of the four models, ")[1].split("\n")[0], [swd])
+    names = [f"{model}_median_slope" for model in ("simpleGAN", "WGAN", "WGAN-GP")]
+    names.insert(1, "weights_at_the_bound")
+    text = MODELS.split("- The discriminator's logit")[1].split("`python")[0]
+    assert shows(text, [plane[name] for name in names])
 
 
-# ---- the README in Portuguese, and numbers ----
-
-BRAZILIAN = (TOP / "README.pt-BR.md").read_text()
-
-
-def swapped(text):
-    """Write numbers as Brazilians do: 1.234,5 for 1,234.5."""
-    return re.sub(r"(?<=\d)[.,](?=\d)", lambda mark: ",."["," in mark[0]], text)
-
-
-def code_in(text):
-    return re.findall(r"^```.*?^```", text, re.M | re.S), sorted(re.findall(r"`[^`\n]+`", text))
-
-
-def numbers_in(text):
-    """List the numbers outside code and addresses, without the marks inside them."""
-    text = re.sub(r"^```.*?^```|`[^`\n]+`|\]\([^)]*\)", "", text, flags=re.M | re.S)
-    return sorted(re.sub(r"[.,]", "", n) for n in re.findall(r"\d+(?:[.,]\d+)*", text))
-
-
-def test_both_readmes_have_the_same_headings_commands_numbers_and_pictures():
-    blocks, inline = zip(*map(code_in, (README, BRAZILIAN)), strict=True)
-    assert blocks[0] == blocks[1]
-    assert inline[0] == inline[1]
-    for pattern in (r"^#+", r"\]\(((?!README)[^)]*)\)", r"^\|", r"^\*\*"):
-        assert re.findall(pattern, README, re.M) == re.findall(pattern, BRAZILIAN, re.M)
-    assert numbers_in(README) == numbers_in(BRAZILIAN)
-    assert len(numbers_in(README)) > 100
-
-
-def test_the_tables_are_those_of_the_record():
-    for table in (figures.table_of_runs(), figures.table_of_race(), figures.table_of_waiting()):
-        assert table in README
-        assert swapped("\n".join(table.splitlines()[2:])) in BRAZILIAN
-
-
-# What the prose on results says: where in results/ the number in it stands.
-MEASURED = {
-    "4.28 (DCGAN)": ("speed/waiting-2-cores.json", "figures", "DCGAN_first_step_seconds"),
-    "6.55 seconds (simple GAN)": (
-        "speed/waiting-2-cores.json",
-        "figures",
-        "simpleGAN_first_step_seconds",
-    ),
-    "2.01 seconds": ("speed/waiting-2-cores.json", "figures", "gif_of_100_frames_530x530_seconds"),
-    "3,154 a second": ("speed/data-2-cores.json", "figures", 3, "packed_per_second"),
-    "2,218 minibatches": ("speed/data-2-cores.json", "figures", 3, "batches_of_64_per_second"),
-    "200,000 of them": ("speed/data-2-cores.json", "figures", 3, "pictures"),
-    "5,000 horses": ("WGAN/horse/run.json", "pictures", "shape", 0),
-    "810 pictures": ("WGAN/fashion/run.json", "pictures", "shape", 0),
-    "for 120 seconds each": ("race/race.json", "budget", "seconds"),
-    "1,000 of them held out": ("race/race.json", "conditions", "hold_out"),
-    "steep (median slope 34.1)": ("landscapes.json", "simpleGAN_median_slope"),
-    "83% lie at the clamp": ("landscapes.json", "weights_at_the_bound"),
-    "small (median 0.00883)": ("landscapes.json", "WGAN_median_slope"),
-    "near 1 (median 1.05)": ("landscapes.json", "WGAN-GP_median_slope"),
-}
-SETTINGS = {"64x64", "64", "32x32", "32", "3x3", "178x218", "100", "100%", "2.15.0", "1", "10"}
-
-
-def test_numbers_in_the_text_of_the_results_stand_in_the_record():
-    sections = re.findall(r"^## (?:Results|Speed)$.*?(?=^## )", README, re.M | re.S)
-    sections += re.findall(r"^\*Eight Gaussians.*?\n\n", README, re.M | re.S)
-    assert len(sections) == 3
-    text = "\n".join(sections)
-    text = re.sub(r"^```.*?^```|`[^`\n]+`|\]\([^)]*\)|^\|[^\n]*", "", text, flags=re.M | re.S)
-    text = " ".join(text.split())
-    for words, (file, *keys) in MEASURED.items():
-        assert text.count(words) == 1, words
-        value = json.loads((TOP / "results" / file).read_text())
-        for key in keys:
-            value = value[key]
-        number = re.findall(r"[\d,.]*\d%?", words)[-1]
-        digits = len(number.partition(".")[2])
-        form = ".0%" if "%" in number else f",.{digits}f"
-        assert format(value, form) == number, f"{words}: the record has {value}"
-        text = text.replace(words, "")
-    assert set(re.findall(r"\d[\d,.x]*%?(?<![,.])", text)) <= SETTINGS
-
-
-def test_what_is_shipped_is_small_and_in_half_precision():
-    from safetensors import safe_open
-
-    for file in (TOP / "results").rglob("*"):
-        assert file.is_dir() or file.stat().st_size < 500_000, file
-    for file in (TOP / "assets").glob("*.*"):
-        assert file.stat().st_size < 5e6, file
-    for folder in FOLDERS:
-        file = TOP / "assets" / "weights" / f"{folder}.safetensors"
-        assert file.stat().st_size < 15_000_000
-        with safe_open(file, "pt") as weights:
-            kinds = {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
-        assert kinds <= {"F16", "I64"}
-
-
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_the_weights_that_come_along_make_pictures_of_the_runs_kind(folder):
-    """They are told from noise and from one another's mean by how near real faces they come."""
-    generator, about = runs.load_generator(TOP / "assets" / "weights" / f"{folder}.safetensors")
-    run = "quick-faces" if folder == "simpleGAN" else "faces-64"
-    rows = (TOP / "results" / folder / run / "metrics.csv").read_text().splitlines()
-    assert about["model"] == folder and about["step"] == int(rows[-1].split(",")[0])
-    z = torch.randn(200, about["arguments"]["z_dim"], generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        images = generator(z).movedim(1, 3).numpy()
-    faces = np.stack(list(load("DCGAN").data.draw_faces(200, images.shape[1]))) / 127.5 - 1
-    assert np.abs(images.mean(0) - faces.mean(0)).mean() < 0.2  # 0.4 for grey
-    assert 0.5 < images.std(0).mean() / faces.std(0).mean() < 1.5
+def test_requirements_are_what_is_imported_and_have_lower_bounds():
+    lines = (TOP / "requirements.txt").read_text().splitlines()
+    wanted = [Requirement(line.split("#")[0]) for line in lines]
+    assert all(version(one.name) in one.specifier and ">=" in str(one.specifier) for one in wanted)
+    files = [file for depth in ("", "*/", "tests/*/") for file in TOP.glob(f"{depth}*.py")]
+    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text("utf-8")))]
+    found = {a.name for node in nodes if isinstance(node, ast.Import) for a in node.names}
+    found |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    found = {name.split(".")[0] for name in found} - {file.stem for file in files}
+    found -= {"PIL", "ot", "packaging", "nbformat", *sys.stdlib_module_names}
+    others = {"pillow", "POT", "gdown", "tensorboard", "pytest_xdist", "ipykernel", "ruff"}
+    assert found - others == {one.name.replace("-", "_") for one in wanted} - others

@@ -34,11 +34,11 @@ TOP = Path(__file__).resolve().parent.parent
 FOLDERS = ("simpleGAN", "DCGAN", "WGAN", "WGAN-GP")
 TARGETS = [f"{folder}/{name}" for folder in FOLDERS for name in ("train.py", "model.py")]
 TARGETS += ["WGAN/utils.py", "WGAN/data.py"]  # changed in every folder where they are the same
-TESTS = [f"tests/test_{name}.py" for name in ("models", "losses", "algorithm", "data")]
+TESTS = [f"tests/test_{name}.py" for name in ("algorithm", "oracle", "settings", "run", "data")]
 # What the terminal, the command line and the system see of these has tests elsewhere.
-SKIP_FUNCTIONS = ["plain_errors", "parse_config", "find_file", "stop_signals", "git_commit"]
+SKIP_FUNCTIONS = ["plain_errors", "git_commit", "main", "start", "log", "say", "end"]
 NOT_COPIED = shutil.ignore_patterns(".*", "assets", "results", "tensorboard", "data", "tmp")
-IMPORTS = ("torchvision.datasets", "torch.utils.tensorboard", "jsonargparse", "docstring_parser")
+IMPORTS = ("torchvision.datasets", "torch.utils.tensorboard", "docstring_parser")
 IMPORTS += ("safetensors.torch", "filelock", "PIL.Image")  # slow ones, done once
 
 QUIET = {"print", "say", "tqdm.write", "TypeVar"}  # calls that only people notice

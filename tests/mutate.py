@@ -34,7 +34,7 @@ TOP = Path(__file__).resolve().parent.parent
 FOLDERS = ("simpleGAN", "DCGAN", "WGAN", "WGAN-GP")
 TARGETS = [f"{folder}/{name}" for folder in FOLDERS for name in ("train.py", "model.py")]
 TARGETS += ["WGAN/utils.py", "WGAN/data.py"]  # changed in every folder where they are the same
-TESTS = [f"tests/test_{name}.py" for name in ("algorithm", "oracle", "settings", "run", "data")]
+TESTS = [f"tests/test_{name}.py" for name in ("algorithm", "oracle", "settings", "run")]
 # What the terminal, the command line and the system see of these has tests elsewhere.
 SKIP_FUNCTIONS = ["plain_errors", "git_commit", "main", "start", "log", "say", "end"]
 NOT_COPIED = shutil.ignore_patterns(".*", "assets", "results", "tensorboard", "data", "tmp")

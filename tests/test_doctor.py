@@ -25,6 +25,7 @@ HEALTHY = {
 WON, COLLAPSED = "discriminator has won", "generator has collapsed"
 PENALTY, CLAMP = "penalty does not hold", "clamp is saturated"
 WGAN_GP = "Train the WGAN-GP on the same images: a critic that is right still gives gradients"
+SURE = "loss_d = 0.049 (below 0.05)"
 WINS, RUNNING = {"loss_d": 0.049, "loss_g": 7.1}, {"finished": None}
 
 
@@ -81,9 +82,10 @@ def test_runs_on_record_are_healthy_however_far_they_have_got(record, tmp_path):
             "loss_g = 1,001 (above 1,000)", ["--lr 0.0001 (was 0.0004)", "--beta1 0.5 (was 0.9)"]),
         ("WGAN", {"lr": 1e-2}, {"loss_g": 2e9}, "diverged",
             "loss_g = 2e+09 (above 1,000)", ["--lr 0.0002 (was 0.01)"]),
-        ("simpleGAN", {"k": 3, "dropout": 0.3}, WINS, WON, "loss_d = 0.049 (below 0.05)",
+        ("simpleGAN", {"k": 3, "dropout": 0.3}, WINS, WON, SURE,
             ["--k 1 (was 3)", "--d-width 16 (was 32)", "--dropout 0.5 (was 0.3)", WGAN_GP]),
-        ("DCGAN", {"d_width": 1}, WINS, WON, "loss_d = 0.049 (below 0.05)", [WGAN_GP]),
+        ("DCGAN", {"d_width": 1}, WINS, WON, SURE, [WGAN_GP]),
+        ("simpleGAN", {"d_width": 1, "dropout": 0.6}, WINS, WON, SURE, [WGAN_GP]),
         ("WGAN-GP", {"lr": 1e-3, "lambda_gp": 1.0, "beta1": 0.5}, {"penalty": 4}, PENALTY,
             "root of penalty = 2 (above 0.7)",
             ["--lambda-gp 10.0 (was 1.0)", "--beta1 0.0 (was 0.5)", "--lr 0.00025 (was 0.001)"]),
@@ -103,7 +105,7 @@ def test_problems_of_curves(write, model, settings, columns, name, evidence, adv
 
 
 JUST_SHORT = [("DCGAN", {"loss_g": 999}), ("DCGAN", WINS | {"loss_g": 6.9}), ("WGAN", WINS)]
-JUST_SHORT += [("simpleGAN", WINS | {"loss_d": 0.051}), ("WGAN", {"clipped": 0.69})]
+JUST_SHORT += [("simpleGAN", WINS | {"loss_d": 0.051}), ("WGAN", {"clipped": 0.7})]
 
 
 @pytest.mark.parametrize(("model", "columns"), [*JUST_SHORT, ("WGAN-GP", {"penalty": 0.48})])
@@ -114,19 +116,20 @@ def test_curves_just_short_of_a_problem(write, model, columns):
 @pytest.mark.parametrize(("rows", "last", "sick"), [(40, 10, 6), (40, 10, 4), (5, 3, 2), (5, 3, 1)])
 def test_a_curve_is_judged_by_the_median_of_its_last_quarter(write, rows, last, sick):
     """The rows before are all sick where these are not, and the other way round."""
-    before = [0.5 if sick > last / 2 else 0.9] * (rows - last)
-    run = write("WGAN", rows, clipped=before + [0.9] * sick + [0.5] * (last - sick))
+    before = [0.6 if sick > last / 2 else 1.0] * (rows - last)
+    run = write("WGAN", rows, clipped=before + [1.0] * sick + [0.6] * (last - sick))
     assert (CLAMP in found(run)[0]) == (sick > last / 2)
 
 
 def test_what_cannot_be_judged_and_why(write):
-    problems, unjudged = found(write("WGAN", 9, step=499, facts=RUNNING, clipped=1))
-    young = [name for name, why in unjudged.items() if why.startswith("step 499 of 500 needed")]
+    changes = {"facts": RUNNING, "settings": {"lr": 3e-4}, "clipped": 1}
+    problems, unjudged = found(write("WGAN", 9, step=333, **changes))
+    young = [name for name, why in unjudged.items() if why == "step 333 of 334 needed at lr 0.0003"]
     assert [*problems, *young] == ["diverged", "too short", CLAMP]
-    run = write("WGAN", 4, step=500, facts=RUNNING, clipped=1)
+    run = write("WGAN", 4, step=334, **changes)
     assert CLAMP in found(run)[0]
     (run / "metrics.csv").unlink()
-    assert found(run)[1][CLAMP] == "step 0 of 500 needed at lr 0.0002"
+    assert found(run)[1][CLAMP].startswith("step 0 of 334")
     assert found(write("WGAN", 3))[1][CLAMP] == "metrics.csv has 3 of the 4 rows needed"
     assert "--minimax" in found(write(settings={"minimax": True}, **WINS))[1][WON]
 
@@ -146,8 +149,7 @@ def test_a_divergence_counts_until_the_run_goes_on(write):
     run, line = write(n=1, step=7, facts=RUNNING), "loss_d is nan: the training has diverged. The"
     (run / "train.log").write_text(f"device      cpu\nerror       {line}\n", "utf-8")
     assert found(run)[0]["diverged"].evidence == [line]
-    with open(run / "train.log", "a") as log:
-        log.write("run         here, from step 2\n")
+    (run / "train.log").write_text(f"error       {line}\nrun         here, from step 2\n", "utf-8")
     assert not found(run)[0]
 
 
@@ -212,11 +214,10 @@ def test_samples_that_are_alike_or_come_twice(write, monkeypatch, contrast, blen
         (finding,) = judged(model="WGAN")[0].values()
         assert finding.advice == ["--n-critic 10 (was 5)"]
     assert judged(step=499)[1][COLLAPSED] == "step 499 of 500 needed at lr 0.0002"
-    assert bool(judged(trained=255)[0]) == (evidence == "variety")  # too few for twins
+    assert bool(judged(trained=8)[0]) == (evidence == "variety")  # too few for twins
 
 
 def test_the_saved_generator_draws(write, monkeypatch):
-    """The training images are its own, from other noise."""
     arguments = {"z_dim": 8, "image_size": 16, "channels": 3, "width": 4}
     generator = runs.load_file_of("simpleGAN", "model").Generator(**arguments)
     real = (generator(torch.randn(300, 8)) * 127.5 + 127.5).byte().movedim(1, 3).numpy()
@@ -237,8 +238,7 @@ def test_the_report_and_the_command_to_train_again(write, tmp_path, monkeypatch,
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
     for run, folder in ((own, home), (other, TOP / "WGAN")):
         lines = report(monkeypatch, capsys, run).splitlines()
-        assert lines[0] == f"WGAN {run.name}: {run}"
-        assert lines[2].startswith("Clamp is saturated: Nearly all weights")
+        assert lines[0] == f"WGAN {run.name}: {run}" and lines[2].startswith("Clamp is saturated: ")
         assert lines[3] == "   evidence  clipped = 0.9 (above 0.7)"
         assert lines[4] == "   try       --lr 5e-05 (was 0.0002)"
         assert lines[6].startswith("   source    WGAN-GP, arXiv:1704.00028")

@@ -108,7 +108,7 @@ def diverged(run: Run) -> tuple[list[str], list[str]]:
 def too_short(run: Run) -> tuple[list[str], list[str]]:
     """It ended while its weights were close to their initial values.
 
-    The runs in results/: at the same lr they would be three times as long as this needs, or more.
+    The runs in results/ took about three times as many steps as this, for their lr, or more.
     """
     if not run.facts.get("finished"):
         run.require(run.step)
@@ -184,7 +184,7 @@ def few_images(run: Run) -> tuple[list[str], list[str]]:
 
 
 def examine(path: Path) -> tuple[list[Finding], dict[str, str]]:
-    """Return what is wrong with a run, and by names of checks why they could not be made."""
+    """Return what is wrong with a run, and why it could not be judged, by the name of a check."""
     run, found, unjudged = Run(path), [], {}
     of_model = {"WGAN": clamp_is_saturated, "WGAN-GP": penalty_does_not_hold}
     of_model = of_model.get(run.facts["model"], discriminator_has_won)

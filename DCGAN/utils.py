@@ -565,10 +565,13 @@ class Run:
         if skipped:
             self.say(f"skipped     {'; '.join(skipped[:5])}{'; ...' * (len(skipped) > 5)}")
         self.say(f"run         {self.path}" + f", from step {self.step}" * (self.step > 0))
-        if self.last_step < 500 and not (self.config.max_steps or self.config.max_seconds):
-            few = f"{self.last_step} step{'s' * (self.last_step != 1)}"
-            enough = f"--epochs {math.ceil(1000 / self.steps_per_epoch)} makes about 1,000"
-            self.say(f"warning     so few images make {few}, too few to show anything; {enough}")
+        limits = (self.config.max_steps, self.config.max_seconds)
+        if self.last_step < 0.1 / self.config.lr and not any(
+            limits
+        ):  # below: grey, from experience
+            few = f"{self.last_step:,} step{'s' * (self.last_step != 1)}"
+            enough = math.ceil(0.3 / self.config.lr / self.steps_per_epoch)
+            self.say(f"warning     {few} of this lr show nothing yet; try --epochs {enough}")
 
     def steps(self) -> Iterator[int]:
         """Yield the number of each step that is still to do; look after the run in between.

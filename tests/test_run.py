@@ -391,11 +391,11 @@ def test_a_set_too_small_to_learn_from_is_named_before_the_training(tiny, capsys
     files = load("DCGAN")
     images = files.data.load_images("faces", tiny["data_dir"], 16, 3, 8, 0)
     small = images._replace(images=images.images[:count])
-    config = files.train.Config(batch_size=8, epochs=1 if warned else 2, runs_dir=tiny["runs_dir"])
+    config = files.train.Config(batch_size=8, epochs=1 if warned else 4, runs_dir=tiny["runs_dir"])
     parts = {"generator": files.model.Generator(100, 16, 3, 4)}
     files.utils.Run(config, "DCGAN", small, torch.device("cpu"), 1, parts)
     said = capsys.readouterr().out
-    assert ("4 steps, too few to show anything; --epochs 250" in said) == warned
+    assert ("4 steps of this lr show nothing yet; try --epochs 1500" in said) == warned
 
 
 def test_a_long_training_on_a_cpu_says_so_unless_it_is_quick_already(tiny, monkeypatch, capsys):

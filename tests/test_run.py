@@ -443,3 +443,65 @@ def test_shell_scripts_pass_their_arguments_on(folder, tmp_path):
     script = [TOP / "scripts" / f"train_{folder}.sh", "--max-steps", "-3"]
     done = subprocess.run(script, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 2 and "--max-steps: must be" in done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a terminal")
+def test_the_bar_fits_80_columns_and_knows_max_seconds(tiny):
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    settings = tiny | {"max_steps": 0, "max_seconds": 1.5, "log_every": 5, "frame_every": 10**6}
+    command = [sys.executable, TOP / "simpleGAN" / "train.py", *flags_of(settings)]
+    process = subprocess.Popen(
+        command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=theirs, stdin=theirs
+    )
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            part = os.read(ours, 4096)
+        except OSError:  # the other end is closed
+            break
+        if not part:
+            break
+        shown += part
+    assert process.wait() == 0
+    bars = [bar for bar in shown.decode(errors="replace").split("\r") if "loss_g" in bar]
+    (run,) = load("simpleGAN").utils.runs_folder(tiny["runs_dir"]).iterdir()
+    steps = checkpoint_of(run)["step"]
+    assert bars and all(len(bar.rstrip("\n")) <= 80 and bar.rstrip().endswith("]") for bar in bars)
+    totals = [int(bar.split("/")[1].split()[0]) for bar in bars]
+    assert totals[-1] < 3 * steps and "100%" in bars[-1]  # the epochs alone would be 62,500
+
+
+def test_a_gpu_is_waited_for_within_the_training_time(tiny, monkeypatch):
+    """What has been queued on a device is done before a row is written, and it counts."""
+    files, clock = load("DCGAN"), [0.0]
+    monkeypatch.setattr(files.utils.time, "perf_counter", lambda: clock[0])
+
+    def wait(device):
+        clock[0] += 7
+
+    monkeypatch.setattr(torch.accelerator, "synchronize", wait)
+    monkeypatch.setattr(files.utils.Run, "draw", lambda run: None)
+    monkeypatch.setattr(files.utils.Run, "save", lambda run: None)
+    dataset = files.data.load_images("faces", tiny["data_dir"], 16, 3, 8, 0)
+    limits = {"max_steps": 4, "log_every": 2, "frame_every": 99, "runs_dir": tiny["runs_dir"]}
+    config = files.train.Config(batch_size=8, **limits)
+    parts = {"generator": files.model.Generator(100, 16, 3, 4)}
+    run = files.utils.Run(config, "DCGAN", dataset, torch.device("meta"), 1, parts)
+    for _ in run.steps():
+        clock[0] += 1
+        run.record({"loss_d": torch.tensor(1.0), "loss_g": torch.tensor(1.0)})
+    assert [row["seconds"] for row in rows_of(run.path)] == ["9.0", "18.0"]
+
+
+def test_files_of_a_run_can_be_read_by_whom_the_umask_says(tiny):
+    run = train("WGAN", tiny | {"max_steps": 1})
+    mode = (run / "train.log").stat().st_mode
+    for name in ("generator.safetensors", "checkpoint.pt", "parameters.json", "metrics.csv"):
+        assert (run / name).stat().st_mode == mode, name

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -383,14 +384,21 @@ def test_samples_do_not_depend_on_their_batch_and_leave_no_trace(files):
 
 
 def test_defaults_are_the_designs():
-    common = {"image_size": 64, "batch_size": 64, "data": "faces", "precision": "tf32"}
+    common = {
+        **{"image_size": 64, "channels": "data", "batch_size": 64, "data": "faces"},
+        **{"max_steps": 0, "max_seconds": 0.0, "hold_out": 0, "seed": 0, "device": "auto"},
+        **{"precision": "tf32", "graphs": True, "log_every": 50, "frame_every": 250},
+        **{"checkpoint_every": 1000, "data_dir": "", "runs_dir": "", "name": "", "resume": ""},
+    }
+    adam = {"lr": 5e-5, "beta1": 0.5, "beta2": 0.999}
+    critics = {"z_dim": 100, "epochs": 30, "g_width": 64, "d_width": 64, "n_critic": 5}
     expected = {
-        "simpleGAN": {"z_dim": 64, "epochs": 50, "k": 1, "minimax": False},
-        "DCGAN": {"z_dim": 100, "epochs": 50, "g_width": 128, "d_width": 64},
-        "WGAN": {"z_dim": 100, "epochs": 30, "g_width": 64, "d_width": 64},
-        "WGAN-GP": {"z_dim": 100, "epochs": 30, "g_width": 64, "d_width": 64},
+        "simpleGAN": adam
+        | {"beta1": 0.9, "z_dim": 64, "epochs": 50, "g_width": 128, "d_width": 128}
+        | {"k": 1, "minimax": False, "dropout": 0.3},
+        "DCGAN": adam | {"z_dim": 100, "epochs": 50, "g_width": 128, "d_width": 64},
+        "WGAN": critics | {"lr": 5e-5, "clip_value": 0.01},
+        "WGAN-GP": critics | {"lr": 1e-4, "beta1": 0.0, "beta2": 0.9, "lambda_gp": 10.0},
     }
     for folder, values in expected.items():
-        config = load(folder).train.Config()
-        for name, value in (values | common).items():
-            assert getattr(config, name) == value, f"{folder}: {name}"
+        assert asdict(load(folder).train.Config()) == values | common

@@ -205,7 +205,7 @@ def test_a_copied_folder_of_any_name_has_runs_and_weights(call, tmp_path, capsys
     train = (
         "my-gan/train.py --data images --hold-out 10 --image-size 16 --batch-size 8 --max-steps 2"
     )
-    subprocess.run([sys.executable, *train.split()], check=True, capture_output=True)
+    subprocess.check_output([sys.executable, *train.split()])
     run = next(Path("my-gan/tensorboard/runs").iterdir())
     for source in ("my-gan", run, run / "generator.safetensors"):
         call(source, "--out", "x.png")
@@ -251,9 +251,6 @@ def test_a_name_that_the_terminal_cannot_show_is_no_error(weights, tmp_path):
     env = {**os.environ, "PYTHONIOENCODING": "cp1252"}
     done = subprocess.run(program, env=env, capture_output=True)
     assert done.returncode == 0 and rb"\u0418" in done.stdout
-    file.write_bytes(b"damaged")
-    done = subprocess.run(program, env=env, capture_output=True)
-    assert done.returncode == 2 and done.stderr.count(b"\n") == 1
 
 
 def test_the_examples_of_the_help_are_understood():

@@ -159,7 +159,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--columns", type=int, help="images in a row (default: as many as rows)")
     add("--each", type=Path, metavar="DIR", help="write each image to a new folder")
     add("--npz", type=Path, metavar="FILE", help="write one array for numpy.load")
-    add("--nearest", action="store_true", help="show the nearest training images (L2)")
+    add("--nearest", action="store_true", help="the nearest training image (L2) beside each")
     add("--walk", type=int, metavar="K", help="walk through K points in latent space")
     add("--frames", type=int, default=120, help="frames of a walk (default: 120)")
     add("--fps", type=float, default=20, help="frames per second, up to 50 (default: 20)")

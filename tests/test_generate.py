@@ -95,31 +95,32 @@ def test_every_batch_is_full_so_that_all_images_are_rounded_alike(weights):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_grid_single_files_and_array_hold_the_same_images(call, tmp_path, capsys, channels):
     file = weights_file(tmp_path, channels=channels)
-    outputs = ("--out", "x.png", "--each", "deep/each", "--npz", "sub/x.npz")
+    outputs = ("--out", "new/x.png", "--each", "deep/each", "--npz", "sub/x.npz")
     call(file, "--num", 70, "--columns", 9, *outputs)
-    assert "wrote x.png, deep/each, sub/x.npz\n" in capsys.readouterr().out
+    assert "wrote new/x.png, deep/each, sub/x.npz\n" in capsys.readouterr().out
     images = np.load("sub/x.npz")["images"]
     assert images.shape == (70, 16, 16, channels)
-    assert (picture("x.png") == sheet(images, 9, factor=1100 // 164)).all()
+    assert (picture("new/x.png") == sheet(images, 9, factor=1100 // 164)).all()
     for i in range(70):
         assert (picture(f"deep/each/{i:06d}.png") == images[i]).all()
     others = {path.name for path in tmp_path.rglob("*") if len(path.stem) != 6}
-    assert others == {file.name, "x.png", "deep", "each", "sub", "x.npz"}
+    assert others == {file.name, "new", "x.png", "deep", "each", "sub", "x.npz"}
 
 
 def test_default_files_lie_in_the_run_or_beside_the_weights(weights, call, tmp_path):
     Path("run").mkdir()
     Path("run/run.json").write_text('{"format": 1, "model": "DCGAN", "started": "2026-01-01"}')
-    for copy in ("run/generator.safetensors", "x.safetensors"):
+    for copy in ("run/generator.safetensors", "run/x.safetensors"):
         shutil.copy(weights, copy)
-    call("run", "--npz", "x.npz", "--each", "each")
+    call("run", "--npz", "x.npz")
+    call("run", "--each", "each")
     assert not list(Path("run").glob("*.png"))  # no grid was asked for
-    for source in ("run", "x.safetensors"):
+    for source in ("run", "run/x.safetensors"):
         call(source)
         call(source, "--walk", 2, "--frames", 4)
-    for name in ("run/samples.png", "x-samples.png"):
+    for name in ("run/samples.png", "run/x-samples.png"):
         assert (picture(name) == sheet(np.load("x.npz")["images"], 8, 1100 // 146)).all()
-    for name in ("run/walk.gif", "x-walk.gif"):
+    for name in ("run/walk.gif", "run/x-walk.gif"):
         assert Image.open(name).n_frames == 4
 
 
@@ -202,10 +203,8 @@ def test_a_copied_folder_of_any_name_has_runs_and_weights(call, tmp_path, capsys
     file = weights_file(tmp_path, model="WGAN-GP")
     call(file, "--num", 30, "--each", "images")
     shutil.copytree(runs.TOP / "WGAN-GP", "my-gan", ignore=shutil.ignore_patterns("data", "tens*"))
-    train = (
-        "my-gan/train.py --data images --hold-out 10 --image-size 16 --batch-size 8 --max-steps 2"
-    )
-    subprocess.check_output([sys.executable, *train.split()])
+    flags = "--data images --hold-out 10 --image-size 16 --batch-size 8 --max-steps 2"
+    subprocess.check_output([sys.executable, "my-gan/train.py", *flags.split()])
     run = next(Path("my-gan/tensorboard/runs").iterdir())
     for source in ("my-gan", run, run / "generator.safetensors"):
         call(source, "--out", "x.png")

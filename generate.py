@@ -1,449 +1,220 @@
-"""Generate pictures with a trained generator.
+"""Generate images with a trained generator.
 
 Examples:
-    python generate.py WGAN-GP                        64 pictures of the newest run: samples.png
+    python generate.py WGAN-GP                        64 images of the newest run: samples.png
     python generate.py WGAN-GP/tensorboard/runs/X --num 100 --seed 3 --out x.png
-    python generate.py X --num 50000 --npz x.npz      an array `images`, uint8 (N, H, W, C)
+    python generate.py X --num 50000 --npz x.npz      one array `images`, uint8 (N, H, W, C)
     python generate.py X --num 1000 --each x          x/000000.png to x/000999.png
-    python generate.py X --walk 6 --frames 120        a round trip through 6 points: walk.gif
-    python generate.py X --nearest                    beside training pictures: nearest.png
+    python generate.py X --nearest                    beside training images: nearest.png
+    python generate.py X --walk 6 --frames 120        through 6 points of latent space: walk.gif
     python generate.py x.safetensors                  weights without a run: x-samples.png
 
-The same seed makes the same pictures: on any machine, up to rounding, and however many
-there are of them. samples.png, nearest.png and walk.gif lie in the run folder, and each
-replaces the one before; in these, small pictures are enlarged.
+Image i depends on the seed and on i alone, up to rounding. samples.png, nearest.png and
+walk.gif are written to the run folder, and each replaces the one before.
 """
 
 import argparse
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 from zipfile import ZipFile
 
 import numpy as np
-from PIL import Image
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from make_gif import SIDE, label_strip, write_gif
-from runs import (
-    InputError,
-    find_weights,
-    load_generator,
-    load_pictures,
-    pick_device,
-    plain_errors,
-    write_aside,
-)
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
-
-Sink = Callable[[np.ndarray], Any]  # takes the next pictures, uint8 (B, H, W, C)
-
-GRID_SIDE = 1100  # pixels: grids are enlarged by a whole factor up to about this
-MOST_PIXELS = 250_000_000  # of a grid, or of all frames of a GIF: what fits into 1 GB
-LONGEST = 65_535  # pixels: a side of a GIF, and of what most programs open
-LABEL = "pairs: generated | nearest training picture"
-
-# ---- Noise and pictures ----
+import runs
+from make_gif import write_animation
 
 
-def noise(seed: int, z_dim: int) -> Iterator["Tensor"]:
-    """Yield z (z_dim,) from N(0, I) without end: the i-th depends on the seed and i alone."""
-    import torch
-
-    rng = torch.Generator().manual_seed(seed)
+def noise(seed: int, z_dim: int) -> Iterator[Tensor]:
+    """Yield z (z_dim,) from N(0, I) without end; the i-th depends on `seed` and i alone."""
+    stream = torch.Generator().manual_seed(seed)
     while True:
-        yield torch.randn(z_dim, generator=rng)  # a call for each: longer ones draw in other orders
+        yield torch.randn(z_dim, generator=stream)  # randn(N, z_dim) gives other numbers
 
 
-def round_trip(points: "Tensor", frames: int) -> "Tensor":
-    """Lead from point to point and back to the first, along great circles and in equal steps.
+def round_trip(points: Tensor, frames: int) -> Tensor:
+    """Walk through points (K, z_dim) and back to the first, on great circles in equal steps.
 
-    Lengths change evenly from each point to the next. On straight lines z would be shorter
-    than any that the generator has seen (White 2016, arXiv:1609.04468).
-
-    Args:
-        points: (K, z_dim); z_dim must be above 1.
-        frames: how many z; one more would be the first again.
+    Lengths change linearly from point to point. On straight lines, z would be shorter than
+    any that the generator was trained on (White 2016, arXiv:1609.04468).
 
     Returns:
-        z (frames, z_dim); the first is the first point.
+        z (frames, z_dim), from the first point to one step before it.
     """
-    import torch
-
     points = points.double()
     lengths = points.norm(dim=1, keepdim=True)  # (K, 1)
     starts = points / lengths
     ends = starts.roll(-1, 0)
-    angles = (starts * ends).sum(1, keepdim=True).clamp(-1, 1).acos()  # (K, 1)
-    marks = angles.cumsum(0)
-    gone = torch.arange(frames).double() / frames * marks[-1]  # (frames,)
-    leg = torch.searchsorted(marks.flatten(), gone, right=True)
-    angle = angles[leg]  # (frames, 1)
-    share = 1 - (marks[leg] - gone[:, None]) / angle  # of the leg that is behind us
-    to_start, to_end = ((1 - share) * angle).sin(), (share * angle).sin()
-    direction = (to_start * starts[leg] + to_end * ends[leg]) / angle.sin()
-    length = (1 - share) * lengths[leg] + share * lengths.roll(-1, 0)[leg]
-    return (length * direction).float()
+    angles = (starts * ends).sum(1, keepdim=True).clamp(1e-9 - 1, 1 - 1e-9).acos()  # (K, 1), > 0
+    marks = angles.cumsum(0)  # the angle covered at the end of each leg
+    covered = torch.arange(frames).double()[:, None] / frames * marks[-1]  # (frames, 1)
+    leg = torch.searchsorted(marks.flatten(), covered.flatten(), right=True)
+    angle = angles[leg]
+    share = 1 - (marks[leg] - covered) / angle  # of the leg
+    direction = ((1 - share) * angle).sin() * starts[leg] + (share * angle).sin() * ends[leg]
+    length = lengths[leg].lerp(lengths.roll(-1, 0)[leg], share)
+    return (length * direction / angle.sin()).float()
 
 
-def place(generator: "nn.Module", device: "torch.device") -> None:
-    """Move a generator to a device, in the layout that is fastest there."""
-    import torch
-
-    torch.backends.cudnn.allow_tf32 = False  # pictures are meant to be the same everywhere
-    layout = torch.preserve_format if device.type == "mps" else torch.channels_last
-    generator.to(device, memory_format=layout)
-
-
-def draw(generator: "nn.Module", zs: Iterable["Tensor"], batch: int) -> Iterator[np.ndarray]:
-    """Turn noise into pictures, a batch at a time.
-
-    The last batch is filled up, so that a picture is rounded alike however many follow it.
-
-    Args:
-        generator: in eval mode, or pictures would depend on those beside them.
-        zs: each (z_dim,).
-        batch: how many pictures at once.
+def draw(generator: nn.Module, zs: Iterable[Tensor], batch: int) -> Iterator[np.ndarray]:
+    """Turn noise, each z (z_dim,), into images; the generator must be in eval mode.
 
     Yields:
         uint8 (batch, H, W, C); the last may be shorter.
     """
-    import torch
-
     zs, device = iter(zs), next(generator.parameters()).device
     while rows := list(islice(zs, batch)):
-        z = torch.stack(rows + rows[-1:] * (batch - len(rows)))
-        with torch.inference_mode():
-            images = (generator(z.to(device)) + 1) * 127.5
-        images = images.round().to("cpu", torch.uint8)
+        # The last batch is filled up: in a smaller one, images may be rounded differently.
+        z = torch.stack(rows + rows[-1:] * (batch - len(rows))).to(device)
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            images = ((generator(z) + 1) * 127.5).round().to("cpu", torch.uint8)
         yield images[: len(rows)].movedim(1, 3).contiguous().numpy()
 
 
 def batch_size(image_size: int) -> int:
-    """Say how many pictures at once keep a processor busy in little memory."""
+    """Return how many images at once keep a processor busy in little memory."""
     return min(32, max(1, 2**17 // image_size**2))
 
 
 def nearest(images: np.ndarray, training: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Find the training picture at the least L2 distance from each image; of equals the first.
+    """Find the training image at the least L2 distance from each image, the first of equals.
 
     Args:
         images: uint8 (B, H, W, C).
-        training: uint8 (N, H, W, C), mapped from a file; it is read in parts.
+        training: uint8 (N, H, W, C); read in parts, because it may be mapped from a file.
 
     Returns:
-        Indices into `training` (B,); and the distances, as root mean square grey levels (B,).
+        Indices into `training` (B,), and root mean square distances in grey levels (B,).
     """
-    # In float64 all these are whole numbers below 2^53: nothing is rounded.
-    flat = images.reshape(len(images), -1).astype(np.float64)
-    norms = (flat**2).sum(1)
+    flat = images.reshape(len(images), -1).astype(np.float64)  # keeps sums of squares exact
     least, found = np.full(len(images), np.inf), np.zeros(len(images), int)
-    part = max(1, 2**22 // flat.shape[1])  # training pictures, 32 MB of them
-    starts = range(0, len(training), part)
-    for start in tqdm(starts, "nearest", unit="part", leave=False, disable=None):
+    part = max(1, 2**22 // flat.shape[1])  # training images in 32 MB
+    for start in tqdm(range(0, len(training), part), "nearest", leave=False, disable=None):
         other = training[start : start + part].reshape(-1, flat.shape[1]).astype(np.float64)
-        squares = norms + (other**2).sum(1)[:, None] - 2 * other @ flat.T  # (part, B)
-        best = squares.argmin(0)
-        squares = squares[best, np.arange(len(images))]
-        closer = squares < least
-        found[closer], least[closer] = start + best[closer], squares[closer]
+        squares = (flat**2).sum(1) + (other**2).sum(1)[:, None] - 2 * other @ flat.T  # (part, B)
+        found = np.where(squares.min(0) < least, start + squares.argmin(0), found)
+        least = np.minimum(squares.min(0), least)
     return found, np.sqrt(least / flat.shape[1])
 
 
-# ---- What is written ----
+def grid(images: np.ndarray, columns: int, side: int = 1100, gap: int = 2) -> Image.Image:
+    """Lay out uint8 (N, H, W, 1 or 3) in rows on white, and enlarge it up to `side` pixels."""
+    rows, columns = math.ceil(len(images) / columns), min(columns, len(images))
+    high, wide = images.shape[1] + gap, images.shape[2] + gap
+    sheet = Image.new("RGB", (columns * wide + gap, rows * high + gap), "white")
+    for i, image in enumerate(images):
+        corner = (i % columns * wide + gap, i // columns * high + gap)
+        sheet.paste(Image.fromarray(image.squeeze()), corner)
+    return ImageOps.scale(sheet, max(1, side // max(sheet.size)), Image.Resampling.NEAREST)
 
 
-class Sheet:
-    """Tiles in rows on white, from left to right; if it is small, all is enlarged.
-
-    Args:
-        count: how many tiles it will have.
-        shape: of a tile, (H, W, C).
-        columns: tiles in a row.
-        side: it is enlarged by a whole factor up to about so many pixels.
-        gap: pixels around tiles, before they are enlarged.
-        label: a line above.
-
-    Raises:
-        InputError: it would be too large.
-    """
-
-    def __init__(
-        self, count: int, shape: tuple, columns: int, side: int, gap: int = 2, label: str = ""
-    ) -> None:
-        height, width, channels = shape
-        self.columns, self.filled = min(columns, count), 0
-        rows = math.ceil(count / self.columns)
-        wide, high = gap + self.columns * (width + gap), gap + rows * (height + gap)
-        self.factor = max(1, side // max(wide, high))
-        self.gap, self.pitch = gap * self.factor, (np.array([width, height]) + gap) * self.factor
-        wide, high = wide * self.factor, high * self.factor
-        if max(wide, high) > LONGEST or wide * high > MOST_PIXELS:
-            raise InputError(f"--num {count}: too many for one picture, of {wide}x{high} pixels")
-        wide = max(wide, 6 * len(label))  # room for all of it
-        strip = label_strip(wide, label) if label else Image.new("L", (wide, 0))
-        self.top = strip.height
-        self.canvas = Image.new("L" if channels == 1 else "RGB", (wide, self.top + high), "white")
-        self.canvas.paste(strip)
-
-    def add(self, images: Iterable[np.ndarray]) -> None:
-        """Put the next tiles, uint8 (H, W, C) each, in their places."""
-        for image in images:
-            row, column = divmod(self.filled, self.columns)
-            left, top = np.array([column, row]) * self.pitch + self.gap
-            tile = image.repeat(self.factor, 0).repeat(self.factor, 1)
-            self.canvas.paste(as_image(tile), (int(left), self.top + int(top)))
-            self.filled += 1
+def write_walk(args: argparse.Namespace, generator: nn.Module, zs: Iterator[Tensor]) -> None:
+    """Write an animation in which each image of a grid makes a round trip of its own."""
+    points = [torch.stack(list(islice(zs, args.walk))) for _ in range(args.num)]
+    paths = torch.stack([round_trip(p, args.frames) for p in points], 1)  # (frames, num, z_dim)
+    frames = []
+    for z in tqdm(paths, "generating", leave=False, disable=None):
+        images = np.concatenate(list(draw(generator, z, min(16, args.num))))
+        frames.append(grid(images, args.columns, side=512))
+    write_animation(args.out, frames, [round(1000 / args.fps)] * args.frames, args.max_mb)
 
 
-def as_image(picture: np.ndarray) -> Image.Image:
-    """Hand a picture, uint8 (H, W, 1 or 3), to Pillow."""
-    return Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture)
-
-
-@contextmanager
-def grid_file(path: Path, count: int, shape: tuple, columns: int) -> Iterator[Sink]:
-    """Write pictures as one grid."""
-    sheet = Sheet(count, shape, columns, GRID_SIDE)
-    yield sheet.add
-    save(sheet, path, f"{count:,} pictures")
-
-
-@contextmanager
-def nearest_file(
-    path: Path, count: int, shape: tuple, columns: int, training: np.ndarray
-) -> Iterator[Sink]:
-    """Write pictures as one grid, each beside the training picture that is nearest to it."""
-    height, width, channels = shape
-    sheet = Sheet(count, (height, 2 * width + 1, channels), columns, GRID_SIDE, 8, LABEL)
-    differences = []
-
-    def add(images: np.ndarray) -> None:
-        found, difference = nearest(images, training)
-        between = np.full((len(images), height, 1, channels), 255, np.uint8)
-        sheet.add(np.concatenate([images, between, training[found]], 2))
-        differences.extend(difference)
-
-    yield add
-    save(sheet, path, f"{count:,} pictures, each beside its nearest of {len(training):,}")
-    least, middle = min(differences), float(np.median(differences))
-    print(f"difference from the nearest, RMS of 255: least {least:.1f}, median {middle:.1f}")
-
-
-def save(sheet: Sheet, path: Path, what: str) -> None:
-    """Write a sheet and say so."""
-    with write_aside(path) as file:
-        sheet.canvas.save(file, "PNG")
-    print(f"wrote {path}: {what}, {sheet.canvas.width}x{sheet.canvas.height} pixels")
-
-
-@contextmanager
-def each_file(folder: Path, count: int) -> Iterator[Sink]:
-    """Write pictures as single files: 000000.png, 000001.png ..."""
-    folder.mkdir(parents=True, exist_ok=True)
-    names = (folder / f"{number:06d}.png" for number in range(count))
-
-    def add(images: np.ndarray) -> None:
-        for picture in images:
-            as_image(picture).save(next(names))
-
-    yield add
-    print(f"wrote {folder}: {count:,} pictures, 000000.png to {count - 1:06d}.png")
-
-
-@contextmanager
-def npz_file(path: Path, shape: tuple, facts: dict[str, Any]) -> Iterator[Sink]:
-    """Write pictures as one array, `images`, without holding it; and facts beside it."""
-    with write_aside(path) as file, ZipFile(file, "w") as archive:
-        with archive.open("images.npy", "w", force_zip64=True) as member:
+def write_images(args: argparse.Namespace, images: Iterable, shape: tuple) -> np.ndarray:
+    """Write images, of this shape in all, to --each and --npz; return them if --out needs them."""
+    kept = []
+    with ExitStack() as files:
+        if args.each:
+            args.each.mkdir(parents=True)
+        if args.npz:  # written as the images come, so that memory does not grow with --num
+            aside = files.enter_context(runs.write_aside(args.npz))
+            archive = files.enter_context(ZipFile(aside, "w"))
+            array = files.enter_context(archive.open("images.npy", "w", force_zip64=True))
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(member, header)
-            yield lambda images: member.write(images.data)
-        for name, value in facts.items():
-            with archive.open(f"{name}.npy", "w") as member:
-                np.lib.format.write_array(member, np.array(value))
-    print(f"wrote {path}: images {shape}, {path.stat().st_size / 1e6:,.1f} MB")
-
-
-def write_pictures(
-    arguments: argparse.Namespace,
-    out: Path | None,
-    shape: tuple,
-    pictures: Iterator[np.ndarray],
-    facts: dict[str, Any],
-    training: np.ndarray | None,
-) -> None:
-    """Draw pictures of one shape, (H, W, C), once, into all that the command line asks for.
-
-    Without `out` there is no grid. `facts` go into the file of an array, and `training` is
-    what --nearest compares with.
-    """
-    count, outputs = arguments.num, []
-    if arguments.nearest:
-        columns = arguments.columns or max(4, math.isqrt(count // 2))
-        outputs.append(nearest_file(out, count, shape, columns, training))
-    elif out:
-        columns = arguments.columns or max(8, math.isqrt(count))
-        outputs.append(grid_file(out, count, shape, columns))
-    if arguments.each:
-        outputs.append(each_file(arguments.each, count))
-    if arguments.npz:
-        outputs.append(npz_file(arguments.npz, (count, *shape), facts))
-    bar = tqdm(total=count, desc="generating", unit="picture", leave=False, disable=None)
-    with ExitStack() as opened:
-        sinks = [opened.enter_context(output) for output in outputs]
-        opened.enter_context(bar)  # is closed first, before anything is said
-        for images in pictures:
-            for sink in sinks:
-                sink(images)
-            bar.update(len(images))
-
-
-def write_walks(
-    arguments: argparse.Namespace,
-    out: Path,
-    shape: tuple,
-    zs: Iterator["Tensor"],
-    pictures_of: Callable[[Iterable["Tensor"]], Iterator[np.ndarray]],
-) -> None:
-    """Write a GIF in which every picture of a grid goes on a round trip of its own.
-
-    Each takes the next of `zs` for its points. `pictures_of` is `draw` with its generator, and
-    makes pictures of one shape, (H, W, C).
-    """
-    import torch
-
-    count, frames = arguments.num, arguments.frames
-    columns = arguments.columns or math.ceil(math.sqrt(count))
-    width, height = Sheet(count, shape, columns, SIDE).canvas.size
-    if frames * width * height > MOST_PIXELS:
-        raise InputError(f"--frames {frames}: too many of {width}x{height} pixels for one GIF")
-    points = (torch.stack(list(islice(zs, arguments.walk))) for _ in range(count))
-    paths = torch.stack([round_trip(p, frames) for p in points], 1)  # (frames, count, z_dim)
-
-    def scenes(z: "Tensor") -> Iterator[Image.Image]:
-        pictures = chain.from_iterable(pictures_of(z.flatten(0, 1)))
-        for _ in z:
-            sheet = Sheet(count, shape, columns, SIDE)
-            sheet.add(islice(pictures, count))
-            yield sheet.canvas.convert("RGB")
-
-    samples = list(scenes(paths[:: math.ceil(frames / 6)]))
-    times = [round(1000 / arguments.fps)] * frames
-    write_gif(scenes(paths), samples, times, out, arguments.max_mb)
-
-
-# ---- Command line ----
-
-
-def whole(low: int, high: int = 10**9) -> Callable[[str], int]:
-    """Make a type for the command line: whole numbers from low to high."""
-
-    def number(text: str) -> int:
-        if text.isdecimal() and low <= int(text) <= high:
-            return int(text)
-        raise argparse.ArgumentTypeError(f"{text} is no whole number from {low} to {high}")
-
-    return number
+            np.lib.format.write_array_header_1_0(array, header)
+        for i, image in enumerate(images):
+            if args.each:
+                Image.fromarray(image.squeeze()).save(args.each / f"{i:06d}.png")
+            if args.npz:
+                array.write(image.tobytes())
+            kept += [image] if args.out else []
+    return np.array(kept)
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line.
-
-    Raises:
-        InputError: it cannot be understood, or asks for things that do not go together.
-    """
-
-    def complain(message: str) -> None:
-        raise InputError(message)
-
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.error = complain
+    """Read the command line, and fill in the defaults that depend on other arguments."""
+    raw, no_usage = argparse.RawDescriptionHelpFormatter, argparse.SUPPRESS  # errors are one line
+    parser = argparse.ArgumentParser(usage=no_usage, description=__doc__, formatter_class=raw)
     add = parser.add_argument
     add("run", metavar="RUN", help="path or name of a run, a model, or a file of weights")
-    add("--num", type=whole(1), help="pictures (default: 64; --nearest 32; --walk 16)")
-    add("--seed", type=whole(0, 2**32 - 1), default=0, help="of the noise (default: 0)")
-    add("--device", default="cpu", help="cpu (default), cuda, cuda:1, mps ...; auto: the fastest")
-    add("--out", type=Path, metavar="FILE", help="the PNG or GIF (default: see above)")
-    add("--columns", type=whole(1), help="default: 8 or more; --nearest 4 or more")
-    add("--each", type=Path, metavar="DIR", help="single files, into a new or empty folder")
-    add("--npz", type=Path, metavar="FILE", help="one array for numpy.load")
-    add("--nearest", action="store_true", help="beside each its nearest training picture (L2)")
-    add("--walk", type=whole(2), metavar="K", help="a GIF of round trips through K points each")
-    add("--frames", type=whole(2), help="of a walk (default: 120)")
-    add("--fps", type=float, help="frames a second of a walk (default: 20)")
-    add("--max-mb", type=float, help="greatest size of a walk (default: 10 MB)")
-    arguments = parser.parse_args(argv)
-    check(arguments)
-    return arguments
-
-
-def check(arguments: argparse.Namespace) -> None:
-    """Refuse what does not go together, and fill in the defaults that depend on it."""
-    each, npz, walk = arguments.each, arguments.npz, arguments.walk
-    if walk and (each or npz or arguments.nearest):
-        raise InputError("--walk writes a GIF; it goes with none of --each, --npz, --nearest")
-    for name, default in {"frames": 120, "fps": 20, "max_mb": 10}.items():
-        if getattr(arguments, name) is None:
-            setattr(arguments, name, default)
-        elif not walk:
-            raise InputError(f"--{name.replace('_', '-')} goes with --walk")
-    if walk and walk > arguments.frames:
-        raise InputError(f"--walk {walk}: more points than the {arguments.frames} --frames")
-    if not 0 < arguments.fps <= 50:
-        raise InputError(f"--fps {arguments.fps}: from above 0 to 50, the most that GIFs can show")
-    if not arguments.max_mb > 0:
-        raise InputError(f"--max-mb {arguments.max_mb}: must be above 0")
-    for name, suffix in (("out", ".gif" if walk else ".png"), ("npz", ".npz")):
-        file = getattr(arguments, name)
-        if file and file.suffix.lower() != suffix:
-            raise InputError(f"--{name} {file}: its name must end in {suffix}")
-    if each and each.exists() and not each.is_dir():
-        raise InputError(f"--each {each}: not a folder")
-    if each and each.exists() and any(each.iterdir()):
-        raise InputError(f"--each {each}: there is something in it; name a new or empty folder")
-    arguments.drawn = bool(arguments.out or walk or arguments.nearest or not (each or npz))
-    if arguments.columns and not arguments.drawn:
-        raise InputError("--columns: there is no grid; name one with --out")
-    arguments.num = arguments.num or (16 if walk else 32 if arguments.nearest else 64)
+    add("--num", type=int, help="images (default: 64; --nearest 32; --walk 16)")
+    add("--seed", type=int, default=0, help="seed of the noise (default: 0)")
+    add("--device", default="cpu", help="cpu (default), cuda, cuda:1, mps; auto: the fastest")
+    add("--out", type=Path, metavar="FILE", help="the PNG; for a walk the GIF, MP4 or WebP")
+    add("--columns", type=int, help="images in a row (default: as many as rows)")
+    add("--each", type=Path, metavar="DIR", help="write each image to a new folder")
+    add("--npz", type=Path, metavar="FILE", help="write one array for numpy.load")
+    add("--nearest", action="store_true", help="the nearest training image (L2) beside each")
+    add("--walk", type=int, metavar="K", help="walk through K points in latent space")
+    add("--frames", type=int, default=120, help="frames of a walk (default: 120)")
+    add("--fps", type=float, default=20, help="frames per second, up to 50 (default: 20)")
+    add("--max-mb", type=float, default=10, help="largest file of a walk (default: 10)")
+    args = parser.parse_args(argv)
+    if args.num is None:
+        args.num = 16 if args.walk else 32 if args.nearest else 64
+    least = {"num": 1, "seed": 0, "columns": 1, "walk": 2, "frames": 2, "max_mb": 0.1}
+    for name, low in least.items():
+        if (value := getattr(args, name)) is not None and not value >= low:
+            parser.error(f"--{name.replace('_', '-')} {value}: must be at least {low}")
+    if not 1 <= args.fps <= 50:
+        parser.error(f"--fps {args.fps}: must be from 1 to 50, the most that GIFs can show")
+    if args.walk and (args.each or args.npz or args.nearest):
+        parser.error("--walk cannot be combined with --each, --npz or --nearest")
+    endings = (".gif", ".mp4", ".webp") if args.walk else (".png",)
+    if args.out and args.out.suffix.lower() not in endings:
+        parser.error(f"--out {args.out}: its name must end in {' or '.join(endings)}")
+    if args.each and args.each.exists():
+        parser.error(f"--each {args.each}: it exists already; name a new folder")
+    args.columns = args.columns or math.ceil(math.sqrt(args.num / (1 + args.nearest)))
+    return args
 
 
 def main() -> None:
     """Write what the command line asks for."""
-    arguments = parse_arguments()
-    weights, run = find_weights(arguments.run)
-    if arguments.nearest and not run:
-        raise InputError(f"{weights}: --nearest needs a run, these are only weights")
-    device = pick_device(arguments.device)
-    generator, about = load_generator(weights)
-    z_dim, side, channels = (about["arguments"][n] for n in ("z_dim", "image_size", "channels"))
-    if arguments.walk and z_dim == 1:
-        raise InputError(f"--walk: {weights} has a z of one number, which leaves no way around")
+    args = parse_arguments()
+    weights, run = runs.find_weights(args.run)
+    if args.nearest and not run:
+        raise runs.InputError(f"--nearest: {weights} belongs to no run, so it has no images")
+    generator, about = runs.load_generator(weights)
+    generator.to(runs.pick_device(args.device))
     print(f"weights {weights}: {about['model']}, step {about.get('step')}")
-    training = load_pictures(run)[0] if arguments.nearest else None
-    place(generator, device)
-    name = "walk.gif" if arguments.walk else f"{'nearest' if arguments.nearest else 'samples'}.png"
-    default = run / name if run else weights.with_name(f"{weights.stem}-{name}")
-    out = arguments.out or (default if arguments.drawn else None)
-    shape, zs = (side, side, channels), noise(arguments.seed, z_dim)
-    pictures_of = partial(draw, generator, batch=batch_size(side))
-    if arguments.walk:
-        write_walks(arguments, out, shape, zs, pictures_of)
-    else:
-        facts = {"seed": arguments.seed, "model": about["model"], "step": about.get("step")}
-        pictures = pictures_of(islice(zs, arguments.num))
-        write_pictures(arguments, out, shape, pictures, facts, training)
+    name = "walk.gif" if args.walk else "nearest.png" if args.nearest else "samples.png"
+    if not args.out and (args.walk or args.nearest or not (args.each or args.npz)):
+        args.out = run / name if run else weights.with_name(f"{weights.stem}-{name}")
+    z_dim, size, channels = (about["arguments"][n] for n in ("z_dim", "image_size", "channels"))
+    zs = noise(args.seed, z_dim)
+    if args.walk:
+        return write_walk(args, generator, zs)
+    zs = tqdm(islice(zs, args.num), "generating", args.num, leave=False, disable=None)
+    images = chain.from_iterable(draw(generator, zs, batch_size(size)))
+    images = write_images(args, images, (args.num, size, size, channels))
+    if args.out:
+        if args.nearest:
+            training = runs.load_images(run)[0]
+            found, distances = nearest(images, training)
+            images = np.concatenate([images, training[found]], 2)  # side by side
+            least, median = np.quantile(distances, (0, 0.5))
+            print(f"RMS distance to the nearest, of 255: least {least:.1f}, median {median:.1f}")
+        with runs.write_aside(args.out) as file:
+            grid(images, args.columns, gap=8 if args.nearest else 2).save(file, "PNG")
+    print("wrote", ", ".join(str(path) for path in (args.out, args.each, args.npz) if path))
 
 
 if __name__ == "__main__":
-    with plain_errors():
+    with runs.plain_errors():
         main()

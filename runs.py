@@ -143,7 +143,8 @@ def find_weights(text: str) -> tuple[Path, Path | None]:
     if path.is_file():
         return path, None
     folder = path if (path / "train.py").is_file() else TOP / text
-    if included.is_file() and not (path / "run.json").is_file() and not runs_in(folder):
+    a_model = (folder / "train.py").is_file() and not (path / "run.json").is_file()
+    if a_model and included.is_file() and not runs_in(folder):
         return included, None
     run = find_run(text)
     return run / "generator.safetensors", run

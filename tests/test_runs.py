@@ -1,128 +1,140 @@
-"""What the scripts at the top read: generators and pictures of a run."""
+"""runs.py: finding and reading run folders, generators and images."""
 
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from conftest import TOP, load
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 import runs
 
 
-@pytest.fixture
-def pictures(tmp_path):
-    folder = tmp_path / "pictures"
-    for i in range(20):
-        (folder / str(i // 10)).mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (20, 16), (i, 2 * i, 99)).save(folder / str(i // 10) / f"{i}.png")
+def write_run(folder, settings=None, **facts):
+    folder.mkdir(parents=True)
+    facts = {"format": 1, "model": "WGAN", "started": "2026-01-01T09:00:00"} | facts
+    (folder / "run.json").write_text(json.dumps(facts))
+    (folder / "parameters.json").write_text(json.dumps(settings))
     return folder
 
 
-def test_a_generator_is_built_from_a_run_or_its_file(files, tiny):
-    run = files.train.train(tiny(files))
-    z = torch.randn(3, 8)
-    for path in (run, run / "generator.safetensors"):
-        generator, about = runs.load_generator(path)
-        assert not generator.training and about["step"] == 4
-        own = files.model.Generator(**about["arguments"]).eval()
-        own.load_state_dict(load_file(run / "generator.safetensors"))
-        assert torch.equal(generator(z), own(z))
+@pytest.fixture
+def top(tmp_path, monkeypatch):  # of a repository without runs
+    for file in ("WGAN/train.py", "DCGAN/train.py", "../my-gan/train.py", "assets/weights/x"):
+        (tmp_path / "top" / file).parent.mkdir(parents=True)
+        (tmp_path / "top" / file).touch()
+    monkeypatch.setattr(runs, "TOP", tmp_path / "top")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "top"
 
 
-def test_weights_of_half_precision_serve_too(tiny, tmp_path):
-    files = load("DCGAN")
-    run = files.train.train(tiny(files))
-    generator, about = runs.load_generator(run)
-    half = {k: t.half() if t.is_floating_point() else t for k, t in generator.state_dict().items()}
-    save_file(half, tmp_path / "half.safetensors", {"about": json.dumps(about)})
-    small, _ = runs.load_generator(tmp_path / "half.safetensors")
-    z = torch.randn(3, 8)
-    torch.testing.assert_close(small(z), generator(z), atol=0.01, rtol=0)
-    assert small(z).dtype == torch.float32
+def test_a_run_is_found_by_path_or_name_or_as_the_newest(top):
+    old = write_run(top / "WGAN/tensorboard/runs/b")
+    new = write_run(top / "WGAN/tensorboard/runs/a", started="2026-01-01T10:00:00")
+    copy = write_run(Path("my-gan/tensorboard/runs/b"))
+    for text, run in (("WGAN", new), (top / "WGAN", new), ("b", old), (old, old), ("my-gan", copy)):
+        assert runs.find_run(str(text)) == run
+        assert runs.find_weights(str(text)) == (run / "generator.safetensors", run)
+    write_run(top / "DCGAN/tensorboard/runs/b")
+    with pytest.raises(runs.InputError, match=r"^b: several runs"):
+        runs.find_run("b")
 
 
-@pytest.mark.parametrize(
-    ("change", "complaint"),
-    [
-        ({"format": 9}, "format is 9"),
-        ({"model": "../../elsewhere"}, "no model"),
-        ({"arguments": {"z_dim": 8, "image_size": 16, "channels": 3, "width": 5}}, "do not belong"),
-        ({"arguments": {"z_dim": 8, "image_size": 16, "channels": 3}}, "damaged"),
-        # petabytes, were it built
-        ({"arguments": {"z_dim": 8, "image_size": 2**30, "channels": 3, "width": 2**20}}, "."),
-    ],
-)
-def test_weights_that_are_not_ours_are_refused(tiny, tmp_path, change, complaint):
-    files = load("DCGAN")
-    run = files.train.train(tiny(files))
-    weights = load_file(run / "generator.safetensors")
-    about = {"format": 1, "model": "DCGAN", "step": 4, "arguments": {}} | change
-    save_file(weights, tmp_path / "x.safetensors", {"about": json.dumps(about)})
-    with pytest.raises(runs.InputError, match=complaint):
-        runs.load_generator(tmp_path / "x.safetensors")
+def test_a_model_without_runs_has_the_included_weights(top):
+    included = (top / "assets/weights/x").rename(top / "assets/weights/WGAN.safetensors")
+    for text in ("WGAN", top / "WGAN", "top/WGAN/", included):
+        assert runs.find_weights(str(text)) == (included, None)
+    for text, complaint in (("DCGAN", "no run"), ("my-gan", "no run"), ("x/WGAN", "not a run")):
+        with pytest.raises(runs.InputError, match=f"^{text}: {complaint}"):
+            runs.find_weights(text)
 
 
-def test_the_pictures_of_a_run_are_found_by_its_cache_or_again(tiny, pictures):
-    files = load("DCGAN")
-    run = files.train.train(tiny(files, data=str(pictures), hold_out=5))
-    trained, held_out = runs.load_pictures(run)
-    assert trained.shape == (15, 16, 16, 3) and held_out.shape == (5, 16, 16, 3)
-    reds = {int(picture[0, 0, 0]) for picture in (*trained, *held_out)}
-    assert reds == set(range(20))
-    assert {int(p[0, 0, 0]) for p in held_out} != set(range(15, 20))  # from all over the folder
-    facts = json.loads((run / "run.json").read_text())
-    assert facts["pictures"]["shape"] == [15, 16, 16, 3]
-    (run / facts["cache"]).unlink()
-    (run / facts["cache"]).with_suffix(".json").unlink()
-    again, _ = runs.load_pictures(run)
-    assert (again == trained).all()
+def test_facts_that_cannot_be_understood_are_refused(tmp_path):
+    new, odd = write_run(tmp_path / "new", format=2), write_run(tmp_path / "odd", model="my-gan")
+    (write_run(tmp_path / "broken") / "run.json").write_text("[1]")
+    for run in (new, odd, tmp_path / "broken", tmp_path / "missing"):
+        with pytest.raises(runs.InputError, match=run.name):
+            runs.read_facts(run)
 
 
-def test_pictures_that_have_changed_are_refused(tiny, pictures):
-    files = load("DCGAN")
-    run = files.train.train(tiny(files, data=str(pictures)))
-    (run / json.loads((run / "run.json").read_text())["cache"]).unlink()
-    (pictures / "0" / "3.png").unlink()
-    with pytest.raises(runs.InputError, match="not those"):
-        runs.load_pictures(run)
-    for picture in pictures.rglob("*.png"):
-        picture.unlink()
-    with pytest.raises(runs.InputError, match="no picture"):
-        runs.load_pictures(run)
+def test_frames_come_in_order_of_steps(tmp_path):
+    (tmp_path / "frames").mkdir()
+    for name in ("1000000.png", "999999.png", "000000.png", "notes.png", "1.gif"):
+        (tmp_path / "frames" / name).touch()
+    assert [frame.stem for frame in runs.frames_of(tmp_path)] == ["000000", "999999", "1000000"]
 
 
-def test_more_faces_can_be_drawn(tiny):
-    files = load("WGAN")
-    trained, held_out = runs.load_pictures(files.train.train(tiny(files, channels=1)))
-    assert trained.shape == (10000, 16, 16, 1) and held_out.shape == (2500, 16, 16, 1)
-    assert not (np.asarray(held_out[:100, None]) == trained[None, :100]).all((2, 3, 4)).any()
-    assert abs(trained.mean() - held_out.mean()) < 2
+def test_images_of_a_step_count_every_update_and_process(tmp_path):
+    for i, settings, processes in ((80, {"n_critic": 5}, 2), (24, {"k": 3}, 1), (8, {}, 1)):
+        run = write_run(tmp_path / str(i), {"batch_size": 8} | settings, processes=processes)
+        assert runs.images_per_step(run) == i
 
 
-def test_training_never_sees_what_is_held_out(files, tiny, pictures):
-    config = tiny(files, data=str(pictures), hold_out=12)
-    found = files.data.load_pictures(str(pictures), config.data_dir, 16, "data", 8, 12)
-    batches = files.data.Batches(found.images, 8, torch.device("cpu"), 0)
-    batches.draw(10)
-    reds = {round((float(next(batches)[i, 0, 0, 0]) + 1) * 127.5) for _ in range(5) for i in (0, 7)}
-    assert reds <= {int(picture[0, 0, 0]) for picture in found.images}
-    with pytest.raises(files.utils.InputError, match="--hold-out 13"):
-        files.train.train(tiny(files, data=str(pictures), hold_out=13))
+def test_a_generator_is_built_from_its_file_alone(tmp_path):
+    arguments = {"z_dim": 8, "image_size": 16, "channels": 1, "width": 4}
+    model = runs.load_file_of("simpleGAN", "model").Generator(**arguments).eval().half()
+    about = {"format": 1, "model": "simpleGAN", "step": 4, "arguments": arguments}
+    save_file(model.state_dict(), tmp_path / "generator.safetensors", {"about": json.dumps(about)})
+    generator, found = runs.load_generator(tmp_path)
+    assert found == about and not generator.training
+    assert torch.equal(generator(torch.ones(1, 8)), model.float()(torch.ones(1, 8)))
+    for changes in ({"format": 9}, {"model": "../x"}, {"arguments": arguments | {"width": 5}}):
+        save_file(model.state_dict(), tmp_path / "x", {"about": json.dumps(about | changes)})
+        with pytest.raises(runs.InputError, match="damaged, or not a generator from here"):
+            runs.load_generator(tmp_path / "x")
 
 
-def test_a_reader_that_leaves_early_is_no_error():
-    """As in `python doctor.py | head -1`; what is printed stays in the buffer until the end."""
-    words = "import runs\nwith runs.plain_errors(): print('one line' + {} * ' and more')"
-    for length in (0, 100_000):
-        program = [sys.executable, "-c", words.format(length)]
+def test_importing_files_of_the_models_leaves_no_trace():
+    program = """import runs, sys
+path, sys.modules["utils"] = list(sys.path), runs
+loaded = [runs.load_file_of(model, name) for model in runs.MODELS for name in ("model", "data")]
+assert sys.path == path and sys.modules.pop("utils") is runs
+files = [str(getattr(module, "__file__", "")) for module in sys.modules.values()]
+assert not [f for f in files if f.startswith(tuple(str(runs.TOP / m) for m in runs.MODELS))]"""
+    subprocess.check_call([sys.executable, "-c", program], cwd=runs.TOP)
+
+
+def test_the_images_of_a_run_are_found_by_its_cache_or_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("images").mkdir()
+    for i in range(20):
+        Image.new("RGB", (20, 16), (i, 0, 0)).save(f"images/{i}.png")
+    flags = "--data images --data-dir cache --runs-dir . --name x --hold-out 5 --max-steps 1"
+    train = [runs.TOP / "DCGAN/train.py", *flags.split(), "--image-size=16", "--batch-size=8"]
+    subprocess.check_output([sys.executable, *train])
+    trained, held_out = (images[:, 0, 0, 0].tolist() for images in runs.load_images(Path("x")))
+    assert len(trained) == 15 and sorted(trained + held_out) == list(range(20))
+    for file in Path("cache").rglob("*.*"):
+        file.unlink()
+    assert runs.load_images(Path("x"))[0][:, 0, 0, 0].tolist() == trained
+    facts = Path("x/run.json").read_text().replace('"digest": "', '"digest": "0')
+    Path("x/run.json").write_text(facts)
+    with pytest.raises(runs.InputError, match="not those it was trained on"):
+        runs.load_images(Path("x"))
+
+
+def test_a_run_on_record_has_its_faces_and_others_of_their_kind(tmp_path):
+    record = runs.TOP / "results/WGAN/quick-faces"
+    settings = runs.read_settings(record) | {"data_dir": str(tmp_path)}
+    run = write_run(tmp_path / "run", settings, **runs.read_facts(record))
+    trained, others = ({image.tobytes() for image in images} for images in runs.load_images(run))
+    assert (len(trained), len(others)) == (10000, 2500) and not trained & others
+
+
+def test_errors_end_in_one_line_and_a_code():
+    for statement, code, line in (
+        ("raise runs.InputError('a:\\n b')", 2, "-c: error: a: b\n"),
+        ("open('x/y')", 1, "-c: error: [Errno 2] No such file or directory: 'x/y'\n"),
+        ("raise KeyboardInterrupt", 130, "-c: error: interrupted\n"),
+        ("print('one line')", 141, ""),  # its reader has left, as `| head` does
+    ):
+        program = [sys.executable, "-c", f"import runs\nwith runs.plain_errors(): {statement}"]
         reader, writer = os.pipe()
         os.close(reader)
-        run = subprocess.run(program, stdout=writer, stderr=subprocess.PIPE, cwd=TOP)
+        done = subprocess.run(program, stdout=writer, stderr=subprocess.PIPE, cwd=runs.TOP)
         os.close(writer)
-        assert run.stderr == b"" and run.returncode == 141
+        assert (done.returncode, done.stderr.decode()) == (code, line)

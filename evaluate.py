@@ -11,8 +11,8 @@ generator was not trained on: held out (--hold-out 2500) or newly drawn faces.
 Without these, one half of the training images is compared with the other half.
 No generator can be expected to do better.
 
-  swd              sliced Wasserstein distance between patches, at each scale and
-                   on average: shapes and texture, not overall contrast or tint
+  swd              sliced Wasserstein distance between patches, at each scale
+                   and on average: shapes and texture, not contrast or tint
   frechet_random   Frechet distance between features: colours, layout, texture
   kernel_random    kernel distance between the same; can be slightly negative
   diversity        mean distance between two images, relative to real ones
@@ -22,7 +22,7 @@ The features are the responses of random filters, not of Inception. Compare them
 only between runs on the same images and size, never with an FID or KID.
 
 With the file above, from github.com/toshas/torch-fidelity/releases/tag/v0.2.0:
-  fid, kid         the two distances between Inception's features; fid needs 2,048
+  fid, kid         both distances between Inception's features; fid needs 2,048
                    images
   inception_score  how confident and how varied Inception's classes are
   precision        share of generated images that resemble some real image

@@ -22,8 +22,7 @@ The features are the responses of random filters, not of Inception. Compare them
 only between runs on the same images and size, never with an FID or KID.
 
 With the file above, from github.com/toshas/torch-fidelity/releases/tag/v0.2.0:
-  fid, kid         both distances between Inception's features; fid needs 2,048
-                   images
+  fid, kid         both distances of Inception's features; fid from 2,048 images
   inception_score  how confident and how varied Inception's classes are
   precision        share of generated images that resemble some real image
   recall           share of real images that resemble some generated image
@@ -85,15 +84,14 @@ def choose(
     order = rng.permutation(len(training))
     if len(held_out) >= LEAST:
         kind = "held out" if runs.read_settings(run).get("hold_out") else "drawn"
-        unseen = held_out[rng.permutation(len(held_out))]
+        source, others = held_out, rng.permutation(len(held_out))
     else:
-        kind = HALF
-        order, rest = np.array_split(order, 2)
-        unseen = training[rest]
-    count = min(num, len(order), len(unseen))
+        kind, source = HALF, training
+        order, others = np.array_split(order, 2)
+    count = min(num, len(order), len(others))
     if count < LEAST:
         raise runs.InputError(f"{run}: {count} images per set are too few; {LEAST} are needed")
-    return training[np.sort(order[:count])], unseen[:count], kind
+    return training[np.sort(order[:count])], source[others[:count]], kind
 
 
 def generate(run: Path, count: int, seed: int, device: torch.device) -> tuple[np.ndarray, int]:
@@ -132,7 +130,7 @@ def measure(
         value, floor = memorisation(*thumbnails, thumbnails_of(everything))
         metrics["memorisation"] = {"value": value, "floor": floor}
     if inception:
-        add(partial(see, inception), partial(inception_metrics, seed=seed))
+        add(partial(inception_features, inception), partial(inception_metrics, seed=seed))
     return metrics
 
 
@@ -259,7 +257,7 @@ def neighbours(thumbnails: Tensor, others: Tensor, rank: int = 1) -> tuple[Tenso
 
 
 def variety(thumbnails: Tensor, real: Tensor) -> dict[str, float]:
-    """Compute `diversity`, and `repetition`: the share with a twin as near as 5 % of real ones."""
+    """Return `diversity`, and `repetition`: the share closer to another than 95 % of real ones."""
     nearest, mean = neighbours(thumbnails, thumbnails, 2)
     real_nearest, real_mean = neighbours(real, real, 2)
     twins = nearest <= real_nearest.quantile(TAIL)
@@ -293,12 +291,12 @@ def load_inception(file: Path, device: torch.device) -> nn.Module:
         layers, path = ["2048", "logits_unbiased"], str(file)
         network = FeatureExtractorInceptionV3("", layers, feature_extractor_weights_path=path)
     except Exception as error:  # whatever other files can cause
-        line = f"--inception {file}: not the weights of torch-fidelity ({error})"
+        line = f"--inception {file}: not the weights that --help names ({error})"
         raise runs.InputError(line[:300]) from None
     return network.to(device)
 
 
-def see(network: nn.Module, images: np.ndarray) -> tuple[Tensor, Tensor]:
+def inception_features(network: nn.Module, images: np.ndarray) -> tuple[Tensor, Tensor]:
     """Return Inception's features (N, 2048) and logits (N, 1008)."""
     device = next(network.parameters()).device
     colour = (batch.to(device).expand(-1, 3, -1, -1) for batch in batches(images, "Inception", 32))
@@ -307,7 +305,7 @@ def see(network: nn.Module, images: np.ndarray) -> tuple[Tensor, Tensor]:
 
 
 def inception_metrics(seen: tuple, real: tuple, seed: int) -> dict[str, float]:
-    """Compare what `see` returns: fid if there are enough images, kid and the others."""
+    """Compare features and logits of Inception; there is no `fid` of too few images."""
     (features, logits), (real, _) = seen, real
     found = {"fid": frechet_distance(features, real)} if len(features) >= FEWEST_FOR_FID else {}
     found["kid"] = kernel_distance(features, real, 100, seed)
@@ -317,7 +315,7 @@ def inception_metrics(seen: tuple, real: tuple, seed: int) -> dict[str, float]:
 
 
 def evaluate(run: Path, num: int, seed: int, device: torch.device, weights: Path | None) -> dict:
-    """Measure one run, and append a row to its evaluation.jsonl, which is returned."""
+    """Measure one run; append a row to its evaluation.jsonl, and return the row."""
     inception = load_inception(weights, device) if weights else None
     everything, held_out = runs.load_images(run)
     real, unseen, kind = choose(run, everything, held_out, num, seed)
@@ -359,6 +357,8 @@ def report(run: Path, row: dict) -> None:
     print(f"both are compared with {count:,} training images")
     if kind == HALF:
         print(f"memorisation is left out: train with --hold-out {SENSIBLE} to measure it")
+    if row["weights"] and "fid" not in row["metrics"]:
+        print(f"fid is left out: it needs {FEWEST_FOR_FID:,} images (see --num and --hold-out)")
     if count < SENSIBLE:
         print(f"warning: {count} images are few; the numbers are reliable from {SENSIBLE:,} on")
     print(f"{'':15}{'value':>12}{'floor':>12}  better")

@@ -312,8 +312,8 @@ def test_inception_metrics_are_those_of_torch_fidelity(run, call, weights, monke
 def test_inception_sees_grey_images_and_gives_no_fid_of_few(weights):
     network = evaluate.load_inception(weights, torch.device("cpu"))
     grey = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 1), np.uint8)
-    seen = evaluate.see(network, grey)
-    assert torch.equal(seen[0], evaluate.see(network, np.repeat(grey, 3, 3))[0])
+    seen = evaluate.inception_features(network, grey)
+    assert torch.equal(seen[0], evaluate.inception_features(network, np.repeat(grey, 3, 3))[0])
     assert "fid" not in evaluate.inception_metrics(seen, seen, seed=0)
 
 

@@ -1,5 +1,6 @@
-"""evaluate.py: what it writes, what it compares, and what it says when something is missing."""
+"""evaluate.py: each metric against its formula, where the floor comes from, what is written."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -9,368 +10,321 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import TOP, load
+import torch_fidelity
+from conftest import TOP
 from PIL import Image
-from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.nn import functional as F
+from torch.utils.data import Subset
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-import distances
 import evaluate
-import generate
 import runs
 
-pytest.importorskip("ot")
-pytest.importorskip("torch_fidelity")
+DISTANCES = ("swd", "frechet_random", "kernel_random")
+OFFLINE = ["swd", "swd_16", *DISTANCES[1:], "diversity", "repetition", "memorisation"]
+RECORD = """
+def recorded(self, images, forward=Discriminator.forward):
+    with open({file!r}, "a") as lines:
+        for image in ((images + 1) * 127.5).round().byte().movedim(1, 3):
+            print(bytes(image.flatten().tolist()).hex(), file=lines)
+    return forward(self, images)
+Discriminator.forward = recorded
+"""
 
-DISTANCES = {"swd", "frechet_random", "kernel_random"}
-OFFLINE = DISTANCES | {"diversity", "repetition", "memorisation"}
+
+def train(folder, where, **settings):
+    tiny = {"image_size": 16, "g_width": 4, "d_width": 4, "batch_size": 8, "device": "cpu"}
+    paths = {"runs_dir": str(where / "runs"), "data_dir": str(where / "data"), "name": "x"}
+    where.mkdir(exist_ok=True)
+    (where / "tiny.json").write_text(json.dumps(tiny | paths | settings))
+    command = [sys.executable, folder / "train.py", "--config", where / "tiny.json"]
+    subprocess.run(command, check=True, capture_output=True)
+    return where / "runs" / "x"
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, data_dir):
-    """A run on drawn faces, hardly trained."""
-    files = load("WGAN-GP")
-    sizes = {"image_size": 16, "g_width": 4, "d_width": 4, "z_dim": 8, "batch_size": 8}
-    where = {"data_dir": data_dir, "runs_dir": str(tmp_path_factory.mktemp("runs"))}
-    config = files.train.Config(**sizes, **where, max_steps=3, device="cpu", name="x")
-    return files.train.train(config)
+def run(tmp_path_factory):
+    """Train on drawn faces: 3 steps of 5 batches of 8."""
+    return train(TOP / "WGAN-GP", tmp_path_factory.mktemp("faces"), max_steps=3, log_every=1)
 
 
 @pytest.fixture
-def run(trained, tmp_path, monkeypatch):
-    """A copy of that run, and no Inception weights anywhere; bars and their threads are off."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setattr(distances, "PROJECTIONS", 16)
-    copy = shutil.copytree(trained, tmp_path / "run")
-    facts = json.loads((copy / "run.json").read_text())
-    facts["cache"] = str((trained / facts["cache"]).resolve())
-    (copy / "run.json").write_text(json.dumps(facts))
-    return copy
+def call(monkeypatch):
+    """Return a function that runs evaluate.py and returns the new row and the images compared."""
+    compared, measure = [], evaluate.measure
+
+    def spy(*arguments):
+        compared[:] = arguments[:4]
+        return measure(*arguments)
+
+    def main(run, *argv):
+        monkeypatch.setattr("sys.argv", [*map(str, ("", run, "--device", "cpu", *argv))])
+        evaluate.main()
+        rows = (runs.find_run(str(run)) / "evaluation.jsonl").read_text().splitlines()
+        return json.loads(rows[-1]), compared
+
+    monkeypatch.setattr(evaluate, "measure", spy)
+    monkeypatch.setattr(evaluate, "PROJECTIONS", 16)  # fewer are faster
+    return main
 
 
-def call(monkeypatch, *argv):
-    monkeypatch.setattr("sys.argv", ["evaluate.py", *map(str, argv)])
-    evaluate.main()
+def names_of(images):
+    return {image.tobytes() for image in images}
 
 
-def rows_of(run):
-    return [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
+def test_the_floor_is_of_images_that_training_has_not_shown(tmp_path, call):
+    """The discriminator of my-gan/, a copy of DCGAN/, records every image that it gets."""
+    folder = tmp_path / "my-gan"
+    shutil.copytree(TOP / "DCGAN", folder, ignore=shutil.ignore_patterns("tensorboard"))
+    with open(folder / "model.py", "a") as model:
+        model.write(RECORD.format(file=str(tmp_path / "shown.txt")))
+    images = np.random.default_rng(0).integers(0, 256, (420, 16, 16, 3), np.uint8)
+    (tmp_path / "images").mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "images" / f"{number}.png")
+    data = str(tmp_path / "images")
+    train(folder, folder / "tensorboard", data=data, hold_out=120, max_steps=40)
+    row, (_, *sides) = call(folder, "--num", 110)  # the newest run of this folder
+    assert (row["held_out"], row["num"], row["step"]) == ("held out", 110, 40)
+    shown = {bytes.fromhex(line) for line in (tmp_path / "shown.txt").read_text().split()}
+    shown &= names_of(images)  # the others are generated
+    real, unseen, everything = map(names_of, sides)
+    assert len(unseen) == len(real) == 110 and unseen.isdisjoint(shown) and real < everything
+    assert len(everything) == 300 and len(shown) > 280 and shown <= everything
 
 
-def files_in(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.*")}
+def test_the_floor_of_faces_is_newly_drawn(run, call):
+    row, (_, *sides) = call(run, "--num", 300)
+    assert row["held_out"] == "drawn" and list(row["metrics"]) == OFFLINE
+    real, unseen, everything = map(names_of, sides)
+    assert len(unseen) == len(real) == 300 and unseen.isdisjoint(everything) and real < everything
 
 
-def test_what_it_writes(run, monkeypatch, capsys):
-    before = files_in(run)
-    call(monkeypatch, run, "--num", 300)
-    after = files_in(run)
-    assert before.items() <= after.items()
-    (events,) = (name for name in set(after) - set(before) if name.startswith("evaluation/"))
-    assert set(after) - set(before) == {"evaluation.jsonl", events}
-    (row,) = rows_of(run)
-    assert row["step"] == 3 and row["images"] == 3 * 5 * 8
-    assert row["num"] == 300 and row["seed"] == 0 and row["resize"] == "none"
-    assert row["held_out"] == "drawn" and row["weights"] is None
-    assert row["versions"]["torch"] and row["versions"]["torch-fidelity"] and row["versions"]["POT"]
-    assert set(row["metrics"]) == OFFLINE | {"swd_16"}
-    assert all(set(found) == {"value", "floor"} for found in row["metrics"].values())
-    scalars = EventAccumulator(str(run / "evaluation")).Reload()
-    assert set(scalars.Tags()["scalars"]) == {f"evaluation/{name}" for name in row["metrics"]}
-    (event,) = scalars.Scalars("evaluation/frechet_random")
-    assert event.step == 3
-    assert event.value == pytest.approx(row["metrics"]["frechet_random"]["value"])
+def test_with_too_few_of_these_two_halves_are_compared(run, call, monkeypatch, capsys):
+    training = np.random.default_rng(0).integers(0, 256, (401, 16, 16, 3), np.uint8)
+    monkeypatch.setattr(runs, "load_images", lambda _: (training, training[:99]))
+    row, (_, real, unseen, everything) = call(run)
+    assert row["num"] == 200 and row["held_out"] == "half of the training pictures"
+    assert list(row["metrics"]) == OFFLINE[:-1] and everything is None
+    assert len(names_of(real) | names_of(unseen)) == 400
     text = capsys.readouterr().out
-    for word in (str(run / "evaluation.jsonl"), "300 generated", "seed 0", "resize: none", "few"):
-        assert word in text
-    assert "weights are missing" in text and "--inception" in text and "checkpoints" in text
-    lines = re.findall(r"^ *(\w+) +([-.e\d]+) +([-.e\d]+)  .*", text, re.M)
-    assert [name for name, *_ in lines] == list(row["metrics"])
-    for name, value, floor in lines:
-        found = row["metrics"][name]
-        assert (float(value), float(floor)) == pytest.approx(tuple(found.values()), rel=1e-3)
-    head = text.index("better")
-    assert max(map(len, text[head : text.index("appended")].splitlines())) <= 80
+    assert "floor: 200 other training images" in text and "memorisation is left out" in text
 
 
-def test_what_was_measured_is_kept_though_nobody_reads_it(run, monkeypatch):
-    def left(*_):
-        raise BrokenPipeError
-
-    monkeypatch.setattr(evaluate, "table", left)
-    with pytest.raises(BrokenPipeError):
-        call(monkeypatch, run, "--num", 300)
-    assert len(rows_of(run)) == 1 and list((run / "evaluation").iterdir())
-
-
-def test_the_widest_numbers_fit_the_table():
-    widest = {name: {"value": -0.00012345678, "floor": 123456789.0} for name in evaluate.BETTER}
-    widest["swd_1024"] = {"value": 1e-30, "floor": -1.23456e-30}
-    head, *lines = evaluate.table(widest).splitlines()
-    assert max(map(len, lines)) <= 80 and len(lines) == len(widest)
-    for line, name in zip(lines, widest, strict=True):
-        label, value, floor, *_ = line.split()
-        assert label == name and float(value) == pytest.approx(widest[name]["value"], rel=1e-3)
-        assert float(floor) == pytest.approx(widest[name]["floor"], rel=1e-3)
-        assert line.index(floor) + len(floor) == head.index("floor") + len("floor")
+def test_images_are_chosen_from_the_whole_set_by_the_seed(run):
+    training, held_out = np.arange(1000), np.arange(1000, 2000)
+    chosen = [evaluate.choose(run, training, held_out, 300, seed)[:2] for seed in (0, 0, 1)]
+    for first, again, other in zip(*chosen, strict=True):
+        assert set(first) == set(again) != set(other) and len(set(first)) == 300
+        assert len({number // 100 for number in first}) == 10  # some of each hundred
+    with pytest.raises(runs.InputError, match="99 images per set"):
+        evaluate.choose(run, training[:99], held_out, 300, 0)
 
 
-def test_the_same_seed_gives_the_same_numbers(run, monkeypatch):
-    seeds, original = [], evaluate.generate
-
-    def spy(run, count, seed, device):
-        seeds.append(seed)
-        return original(run, count, seed, device)
-
-    monkeypatch.setattr(evaluate, "generate", spy)
-    for seed in (0, 0, 1):
-        call(monkeypatch, run, "--num", 120, "--seed", seed)
-    assert seeds == [0, 0, 1]
-    first, again, other = (row["metrics"] for row in rows_of(run))
-    assert first == again
-    assert all(first[name] != other[name] for name in DISTANCES)
+def test_seed_and_num_have_their_effect(run, call):
+    row, (generated, *_) = call(run, "--num", 120, "--seed", 7)
+    generator, about = runs.load_generator(run)
+    rng = torch.Generator().manual_seed(7)
+    z = torch.stack([torch.randn(about["arguments"]["z_dim"], generator=rng) for _ in range(120)])
+    with torch.no_grad():
+        expected = ((generator(z) + 1) * 127.5).movedim(1, 3).numpy()
+    np.testing.assert_allclose(generated, expected, atol=0.51)
+    assert call(run, "--num", 120, "--seed", 7)[0]["metrics"] == row["metrics"]
+    other = call(run, "--num", 120)[0]["metrics"]
+    assert all(other[n][s] != row["metrics"][n][s] for n in DISTANCES for s in ("value", "floor"))
 
 
-def test_the_pictures_are_those_that_generate_py_makes(run, monkeypatch, tmp_path):
-    argv = [run, "--num", 70, "--seed", 3, "--npz", tmp_path / "x.npz", "--device", "cpu"]
-    monkeypatch.setattr("sys.argv", ["generate.py", *map(str, argv)])
-    generate.main()
-    found, step = evaluate.generate(run, 70, 3, torch.device("cpu"))
-    assert np.array_equal(found, np.load(tmp_path / "x.npz")["images"]) and step == 3
-
-
-def test_a_line_that_a_crash_cut_off_spoils_no_other(run, monkeypatch):
-    (run / "evaluation.jsonl").write_text('{"step": 1}\n{"st')
-    call(monkeypatch, run, "--num", 100)
-    lines = (run / "evaluation.jsonl").read_text().splitlines()
-    assert lines[:2] == ['{"step": 1}', '{"st'] and json.loads(lines[2])["step"] == 3
-
-
-def test_what_was_held_out_is_the_floor(tiny, tmp_path, monkeypatch, capsys):
-    """And where nothing was, one half of the training pictures against the other."""
-    monkeypatch.setattr(distances, "PROJECTIONS", 16)
-    rng = np.random.default_rng(0)
-    (tmp_path / "pictures").mkdir()
-    for i in range(420):
-        values = rng.integers(0, 256, (4, 4), np.uint8)
-        picture = Image.fromarray(values).resize((16, 16), Image.Resampling.BILINEAR)
-        picture.save(tmp_path / "pictures" / f"{i}.png")
-    files = load("simpleGAN")
-    make = {"data": str(tmp_path / "pictures"), "max_steps": 1}
-    found = {}
-    for hold_out in (0, 20, 130):
-        run = files.train.train(tiny(files, **make, hold_out=hold_out))
-        call(monkeypatch, run)
-        (found[hold_out],) = rows_of(run)
-        text = capsys.readouterr().out
-        assert ("memorisation is skipped; train with --hold-out" in text) == (hold_out < 100)
-        assert ("only 20 pictures were held out" in text) == (hold_out == 20)
-        assert ("no picture was held out" in text) == (hold_out == 0)
-        assert f"{found[hold_out]['num']} pictures a side, not 2,500" in text
-    assert [row["num"] for row in found.values()] == [210, 200, 130]
-    kinds = ["half of the training pictures"] * 2 + ["held out"]
-    assert [row["held_out"] for row in found.values()] == kinds
-    assert set(found[130]["metrics"]) - set(found[0]["metrics"]) == {"memorisation"}
-    for row in found.values():  # real against real
-        assert row["metrics"]["swd"]["floor"] < 0.5 * row["metrics"]["swd"]["value"]
-        assert row["metrics"]["diversity"]["floor"] == pytest.approx(1, abs=0.1)
-
-
-def test_the_two_halves_share_no_picture(run):
-    training = np.arange(301).reshape(-1, 1, 1, 1)
-    real = evaluate.choose(run, training, training[:0], 1000, seed=0)
-    assert len(real.training) == len(real.unseen) == 150
-    assert not set(real.training.ravel()) & set(real.unseen.ravel())
-
-
-def test_pictures_are_chosen_from_all_over_by_the_seed(run):
-    pictures = np.arange(1000).reshape(-1, 1, 1, 1)
-    first, again, other = (
-        evaluate.choose(run, pictures, pictures + 1000, 300, seed) for seed in (0, 0, 1)
-    )
-    for side in ("training", "unseen"):
-        one, two, three = (set(getattr(real, side).ravel()) for real in (first, again, other))
-        assert one == two != three and len(one) == 300
-        assert len({number // 100 for number in one}) == 10  # of every hundred some
-
-
-def test_going_on_with_a_training_keeps_what_was_measured(tiny, monkeypatch):
-    monkeypatch.setattr(distances, "PROJECTIONS", 16)
-    files = load("DCGAN")
-    run = files.train.train(tiny(files, name="x"))
-    call(monkeypatch, run, "--num", 100)
-    files.train.train(tiny(files, resume="x", max_steps=8))
-    call(monkeypatch, run, "--num", 100)
-    assert [row["step"] for row in rows_of(run)] == [4, 8]
+def test_what_is_written(run, call, capsys):
+    facts = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(facts | {"processes": 2}))
+    shutil.rmtree(run / "evaluation", ignore_errors=True)
+    record = (TOP / "results" / "DCGAN" / "faces-64" / "evaluation.jsonl").read_text()
+    (run / "evaluation.jsonl").write_text(record)  # of a version before
+    before = {file: file.read_bytes() for file in run.rglob("*.*")}
+    row, _ = call(run, "--num", 150)
+    assert all(file.read_bytes().startswith(content) for file, content in before.items())
+    (run / "run.json").write_text(json.dumps(facts))
+    step, _, images, *_ = (run / "metrics.csv").read_text().split()[-1].split(",")
+    assert (row["step"], row["images"]) == (int(step), 2 * int(images)) == (3, 240)
+    assert (row["num"], row["seed"], row["resize"], row["weights"]) == (150, 0, "none", None)
+    old = json.loads(record.splitlines()[-1])
+    assert list(row) == list(old) and row["versions"].keys() == old["versions"].keys()
     scalars = EventAccumulator(str(run / "evaluation")).Reload()
-    assert [event.step for event in scalars.Scalars("evaluation/swd")] == [4, 8]
-    curve = EventAccumulator(str(run)).Reload().Scalars("loss_g")
-    assert [event.step for event in curve] == [2, 4, 6, 8]
-
-
-def test_bad_input(run, monkeypatch, tmp_path):
-    for argv, named in (
-        (["nowhere"], "nowhere"),
-        ([run, "--num", 99], "--num 99"),
-        ([run, "--seed", -1], "--seed -1"),
-        ([run, "--device", "abacus"], "--device abacus"),
-        ([run, "--inception", tmp_path / "none.pth"], "none.pth: no such file"),
-    ):
-        with pytest.raises(runs.InputError, match=named):
-            call(monkeypatch, *argv)
-    assert not (run / "evaluation.jsonl").exists()
-    few = np.arange(150).reshape(-1, 1, 1, 1)
-    with pytest.raises(runs.InputError, match="too few"):
-        evaluate.choose(run, few, few[:0], 1000, 0)
-    with pytest.raises(runs.InputError, match="all the same"):
-        evaluate.choose(run, 0 * few, few, 1000, 0)
-
-
-def test_a_generator_of_other_pictures_is_refused(run, monkeypatch):
-    files = load("DCGAN")
-    other = files.model.Generator(8, 32, 3, 4).state_dict()
-    about = {"format": 1, "model": "DCGAN", "step": 3}
-    about["arguments"] = {"z_dim": 8, "image_size": 32, "channels": 3, "width": 4}
-    save_file(other, run / "generator.safetensors", {"about": json.dumps(about)})
-    with pytest.raises(runs.InputError, match="does not make pictures such as"):
-        call(monkeypatch, run, "--num", 100)
-    assert not (run / "evaluation.jsonl").exists()
-
-
-def test_a_missing_library_is_named_with_its_remedy(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ot", None)
-    with pytest.raises(runs.InputError, match="pip install POT"):
-        evaluate.load_inception(None, torch.device("cpu"))
-
-
-def test_the_help_fits_a_terminal(monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "80")
-    with pytest.raises(SystemExit):
-        evaluate.parse_arguments(["--help"])
     text = capsys.readouterr().out
-    assert max(map(len, text.splitlines())) <= 80
-    for name in evaluate.BETTER:
-        assert name in text
+    assert "150 generated" in text and "150 unseen images (drawn)" in text and "few" in text
+    for name, found in row["metrics"].items():
+        (event,) = scalars.Scalars(f"evaluation/{name}")
+        assert event.step == 3 and event.value == pytest.approx(found["value"])
+        printed = re.search(rf"^{name} +(?P<value>\S+) +(?P<floor>\S+)  \w", text, re.M).groupdict()
+        assert {key: float(printed[key]) for key in printed} == pytest.approx(found, rel=1e-3)
 
 
-# ---- Inception ----
+def test_errors_are_one_line(call, run, tmp_path):
+    command = [sys.executable, TOP / "evaluate.py", "nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("evaluate.py: error: nowhere: not a run")
+    for flag, value in (("--seed", -1), ("--device", "abacus"), ("--inception", "none.pth")):
+        with pytest.raises(runs.InputError, match=f"{flag} {value}"):
+            call(run, flag, value)
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A file such as torch-fidelity publishes, but with random weights."""
-    module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "load_state_dict_from_url", lambda *_, **__: None)
-        patch.setattr(module.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
-        network = module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+def test_known_sets_of_faces(monkeypatch):
+    faces = np.stack(list(runs.load_file_of("DCGAN", "data").draw_faces(1200, 32, seed=7)))
+    training, unseen, fresh = faces[:600], faces[600:900], faces[900:]
+    planes = torch.from_numpy(fresh).movedim(3, 1).float()
+    small = F.interpolate(planes, scale_factor=0.5, mode="bilinear", antialias=True)
+    blurred = F.interpolate(small, scale_factor=2).byte().movedim(1, 3).numpy()
+    noise = np.random.default_rng(0).integers(0, 256, fresh.shape, np.uint8)
+    pale, repeated = (fresh * 0.7 + 40).astype(np.uint8), fresh[np.arange(300) % 30]
+    sets = (fresh, blurred, noise, pale, repeated, training[300:])
+    monkeypatch.setattr(evaluate, "PROJECTIONS", 32)
+    found = [evaluate.measure(images, training[:300], unseen, training, 0) for images in sets]
+    for name in DISTANCES:
+        scores = [metrics[name]["value"] for metrics in found[:3]]
+        assert scores[0] < max(1.3 * found[0][name]["floor"], 0.05)
+        assert 1.5 * scores[0] < scores[1] < scores[2] / 2, name
+    shares = [[metrics[name]["value"] for name in OFFLINE[-3:]] for metrics in found]
+    real = pytest.approx([1, 0.05, 0.05], abs=0.06)  # diversity, repetition, memorisation
+    assert shares[0] == real and [found[0][name]["floor"] for name in OFFLINE[-3:]] == real
+    assert shares[1][2] < 0.1 and shares[3][2] < 0.1  # though close to training images
+    assert shares[3][0] == pytest.approx(0.7, abs=0.05) and shares[4][1] == 1
+    assert shares[5] == pytest.approx([1, 0.05, 1], abs=0.06)
+
+
+def test_sliced_wasserstein_of_a_shift():
+    points = np.random.default_rng(0).normal(size=(500, 1)).astype(np.float32)
+    shifted = {32: points - 0.25, 16: points[::-1] + 0.75}  # all directions are alike on a line
+    found = evaluate.sliced_wasserstein(shifted, {32: points, 16: points}, seed=3)
+    assert found == pytest.approx({"swd": 0.5, "swd_32": 0.25, "swd_16": 0.75}, rel=1e-4)
+
+
+def test_patches_show_one_scale_without_contrast_and_tint():
+    images = np.random.default_rng(0).integers(0, 100, (150, 32, 32, 3), np.uint8)
+    levels = evaluate.patches_of(images, seed=0)
+    tinted = evaluate.patches_of(2 * images + np.array([9, 20, 55], np.uint8), seed=0)
+    assert list(levels) == [32, 16]
+    for side, patches in levels.items():
+        assert patches.shape == (150 * 16, 3 * 49)
+        planes = patches.reshape(-1, 3, 49)
+        moments = [*planes.mean((0, 2)), *planes.std((0, 2))]
+        assert moments == pytest.approx([0] * 3 + [1] * 3, abs=1e-4)
+        np.testing.assert_allclose(tinted[side], patches, atol=1e-3)
+    y, x = np.mgrid[:32, :32]
+    ramp = np.repeat((100 + 4 * x + 10 * (-1) ** (x + y))[None, :, :, None], 20, 0)
+    fine, coarse = evaluate.patches_of(ramp.astype(np.uint8), seed=0).values()
+    assert np.abs(fine).min() > 0.6  # the chequers alone
+    assert np.allclose(np.diff(coarse.reshape(-1, 7, 7), axis=1), 0, atol=0.02)  # the ramp alone
+
+
+def gaussian(means, deviations, count=400):
+    """Return points (N, D) with exactly these moments, and uncorrelated."""
+    points = np.random.default_rng(0).normal(size=(count, len(means)))
+    points = np.linalg.qr(points - points.mean(0))[0] * np.sqrt(count - 1)
+    return torch.from_numpy(points * np.array(deviations) + np.array(means))
+
+
+def test_frechet_distance_of_two_gaussians():
+    fake, real = gaussian([1, 0, -2], [1, 2, 0.5]), gaussian([0, 0, 1], [3, 2, 1])
+    expected = 1 + 9 + (3 - 1) ** 2 + (1 - 0.5) ** 2  # of the means and of the deviations
+    assert evaluate.frechet_distance(fake, real) == pytest.approx(expected)
+    # In units of the real deviations; a tenth of their median bounds them from below.
+    fake, real = gaussian([5, 1, 0.5], [2, 4, 0]), gaussian([3, 1, 0], [2, 4, 0])
+    found = evaluate.random_feature_distances(fake, real, seed=0)["frechet_random"]
+    assert found == pytest.approx((2 / np.hypot(2, 0.2)) ** 2 + (0.5 / 0.2) ** 2)
+
+
+def test_kernel_distance_by_the_polynomial_kernel():
+    fake, real = gaussian([1, 0], [1, 2]), gaussian([0, 0.5], [2, 1])
+    pairs = (fake, fake), (real, real), (fake, real)
+    *within, between = ((x @ y.T / 2 + 1) ** 3 for x, y in pairs)
+    within = sum(float(kernel.sum() - kernel.trace()) for kernel in within) / (400 * 399)
+    expected = within - 2 * float(between.mean())
+    assert evaluate.kernel_distance(fake, real, 2, seed=0) == pytest.approx(expected)
+
+
+def test_the_random_features_stay_as_they_are():
+    """Rows on record stay comparable only if they do."""
+    y, x = np.mgrid[:32, :32]
+    image = np.stack([8 * x, 8 * y, (x * y) % 256], 2).astype(np.uint8)[None]
+    features = evaluate.features_of(image)[0, [0, 40, 48, 72, 96, 120, 143]]
+    pinned = [-0.78039, -0.46471, 0.08783, 0.12681, 0.17478, 0.21489, 0.22815]
+    assert features.tolist() == pytest.approx(pinned, abs=1e-4)
+
+
+def test_diversity_and_repetition_of_points_on_a_line():
+    real = torch.arange(200.0)[:, None] ** 2  # to the nearest: 1, 1, 3, 5, 7 ... 397
+    fake = torch.tensor([0.0, 2, 300, 318.5, 900, 919])[:, None]  # 2, 2, 18.5, 18.5, 19, 19
+    found = evaluate.variety(fake, real)
+    expected = torch.pdist(fake).mean() / torch.pdist(real).mean()
+    assert found["diversity"] == pytest.approx(float(expected), rel=1e-4)
+    assert found["repetition"] == pytest.approx(4 / 6)  # the 5 % quantile is 17 + 0.95 * 2
+
+
+def test_memorisation_of_points_beside_a_line():
+    place = 100.0 * torch.arange(40)
+    unseen = torch.stack([place, 0 * place], 1)  # 100 apart
+    training = torch.stack([place, 50 + torch.arange(40.0)], 1)  # 50, 51 ... from these
+    fake = torch.cat([training[:3], unseen[:7]])
+    value, floor = evaluate.memorisation(fake, unseen, training)
+    assert value == pytest.approx(0.3)  # the three copies
+    # 5 % of either half have 0.519 or 0.529 at most: 1 and 2 of the 20 in the other half do
+    assert floor == pytest.approx((1 / 20 + 2 / 20) / 2)
+
+
+@pytest.fixture
+def weights(tmp_path, monkeypatch):
+    """Return a file such as torch-fidelity publishes, of random weights, for 75x75 pixels."""
+    monkeypatch.setattr(FeatureExtractorInceptionV3, "INPUT_IMAGE_SIZE", 75)  # 16 times as fast
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", lambda *_, **__: None)
+        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        network = FeatureExtractorInceptionV3("", ["2048"], feature_extractor_weights_path="")
     rng = torch.Generator().manual_seed(0)
-    for layer in network.modules():
-        if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
-            torch.nn.init.kaiming_normal_(layer.weight, generator=rng)
-    path = tmp_path_factory.mktemp("weights") / "inception.pth"
-    torch.save(network.state_dict(), path)
-    return path
+    for tensor in network.state_dict().values():
+        if tensor.dim() > 1:
+            torch.nn.init.kaiming_normal_(tensor, generator=rng)
+    torch.save(network.state_dict(), tmp_path / "inception.pth")
+    return tmp_path / "inception.pth"
 
 
-@pytest.fixture
-def small_inception(monkeypatch):
-    """Let Inception look at 75x75 pixels, the least it can: 16 times as fast."""
-    module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
-    monkeypatch.setattr(module.FeatureExtractorInceptionV3, "INPUT_IMAGE_SIZE", 75)
+def test_inception_metrics_are_those_of_torch_fidelity(run, call, weights, monkeypatch):
+    monkeypatch.setattr(evaluate, "LEAST", 20)
+    monkeypatch.setattr(evaluate, "FEWEST_FOR_FID", 20)
+    row, sides = call(run, "--num", 20, "--seed", 5, "--inception", weights)
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert row["weights"] == f"inception.pth sha256:{digest}" and row["resize"].startswith("bili")
+    sides = [Subset(torch.from_numpy(side).movedim(3, 1), range(20)) for side in sides[:2]]
+    settings = {"feature_extractor_weights_path": str(weights), "kid_subset_size": 20}
+    settings |= {"feature_extractor": "inception-v3-compat", "rng_seed": 5}
+    settings |= dict.fromkeys(("fid", "kid", "isc", "prc", "save_cpu_ram"), True)
+    settings |= dict.fromkeys(("cuda", "cache", "verbose"), False)
+    theirs = torch_fidelity.calculate_metrics(input1=sides[0], input2=sides[1], **settings)
+    names = {"fid": "frechet_inception_distance", "kid": "kernel_inception_distance_mean"}
+    names |= {"inception_score": "inception_score_mean"}
+    names |= {"precision": "precision", "recall": "recall"}
+    assert list(row["metrics"]) == [*OFFLINE, *names]
+    found = {key: row["metrics"][name]["value"] for name, key in names.items()}
+    assert found == pytest.approx({key: theirs[key] for key in found}, rel=1e-3)
 
 
-class Bytes(torch.utils.data.Dataset):
-    """Pictures as torch-fidelity takes them: uint8 (3, H, W)."""
-
-    def __init__(self, pictures):
-        self.pictures = pictures
-
-    def __len__(self):
-        return len(self.pictures)
-
-    def __getitem__(self, i):
-        return torch.from_numpy(self.pictures[i]).movedim(2, 0)
+def test_inception_sees_grey_images_and_gives_no_fid_of_few(weights):
+    network = evaluate.load_inception(weights, torch.device("cpu"))
+    grey = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 1), np.uint8)
+    seen = evaluate.inception_features(network, grey)
+    assert torch.equal(seen[0], evaluate.inception_features(network, np.repeat(grey, 3, 3))[0])
+    assert "fid" not in evaluate.inception_metrics(seen, seen, seed=0)
 
 
-@pytest.mark.parametrize("fewest", [30, 2048])
-def test_fid_and_its_kin(run, weights, small_inception, monkeypatch, capsys, fewest):
-    """They are what torch-fidelity gets from the same pictures by itself."""
-    from torch_fidelity import calculate_metrics
-
-    monkeypatch.setattr(distances, "FEWEST_FOR_FID", fewest)
-    monkeypatch.setattr(evaluate, "LEAST", 30)
-    call(monkeypatch, run, "--num", 30, "--inception", weights, "--device", "cpu")
-    text = capsys.readouterr().out
-    assert ("fid: refused, it needs 2,048 pictures" in text) == (fewest == 2048)
-    assert "other weights than usual" in text and "bilinear" in text
-    (row,) = rows_of(run)
-    names = {"kid", "inception_score", "precision", "recall"} | ({"fid"} if fewest == 30 else set())
-    assert set(row["metrics"]) == OFFLINE | {"swd_16"} | names
-    assert row["resize"].startswith("bilinear to 299x299")
-    name, digest = row["weights"].split(" sha256:")
-    assert name == "inception.pth" and len(digest) == 64 and digest in text
-
-    pictures, held_out = runs.load_pictures(run)
-    real = evaluate.choose(run, pictures, held_out, 30, 0)
-    generated, _ = evaluate.generate(run, 30, 0, torch.device("cpu"))
-    expected = calculate_metrics(
-        input1=Bytes(generated),
-        input2=Bytes(real.training),
-        feature_extractor="inception-v3-compat",
-        feature_extractor_weights_path=str(weights),
-        fid="fid" in names,
-        **{name: True for name in ("isc", "kid", "prc", "save_cpu_ram")},
-        kid_subset_size=30,
-        rng_seed=0,
-        **{name: False for name in ("cuda", "cache", "verbose")},
-    )
-    theirs = {"fid": "frechet_inception_distance", "kid": "kernel_inception_distance_mean"}
-    theirs |= {"inception_score": "inception_score_mean"}
-    for name in names:
-        found = row["metrics"][name]
-        assert found["value"] == pytest.approx(expected[theirs.get(name, name)], rel=1e-3)
-        worse = found["value"] < found["floor"]
-        assert worse == (name in ("inception_score", "precision", "recall")), name
-
-
-def test_grey_pictures_reach_inception(weights, small_inception):
-    inception = distances.Inception(weights, torch.device("cpu"))
-    grey = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 1), np.uint8)
-    features, logits = inception.describe(grey)
-    assert features.shape == (4, 2048) and logits.shape == (4, 1008)
-    assert torch.equal(features, inception.describe(np.repeat(grey, 3, 3))[0])
-
-
-def test_weights_are_found_where_torch_keeps_them(weights, tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    path, url = distances.find_inception(None)
-    assert path.parent == tmp_path / "hub" / "checkpoints" and url.endswith(path.name)
-    assert evaluate.load_inception(None, torch.device("cpu")) is None
-    path.parent.mkdir(parents=True)
-    shutil.copy(weights, path)
-    inception = evaluate.load_inception(None, torch.device("cpu"))
-    assert inception.name.startswith(path.name)
-
-
-def test_a_weights_file_runs_no_code(tmp_path, monkeypatch):
+def test_a_weights_file_runs_no_code(tmp_path):
     class Trap:
         def __reduce__(self):
             return (open, (str(tmp_path / "sprung"), "w"))
 
     torch.save({"fc.weight": Trap()}, tmp_path / "trap.pth")
     torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "other.pth")
-    (tmp_path / "text.pth").write_text("no weights")
-    for name in ("trap", "other", "text"):
-        with pytest.raises(runs.InputError, match=f"{name}.pth does not hold the Inception"):
-            distances.Inception(tmp_path / f"{name}.pth", torch.device("cpu"))
+    for name in ("trap", "other"):
+        with pytest.raises(runs.InputError, match=rf"{name}.pth: not the weights"):
+            evaluate.load_inception(tmp_path / f"{name}.pth", torch.device("cpu"))
     assert not (tmp_path / "sprung").exists()
-
-
-def test_the_script_ends_without_a_traceback(tmp_path):
-    command = [sys.executable, TOP / "evaluate.py", "nowhere"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == (
-        "evaluate.py: error: nowhere: not a run (no such folder, and no run of this name)\n"
-    )

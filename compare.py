@@ -23,12 +23,11 @@ import plotly.express as px
 import plotly.graph_objects as go
 
 import runs as folders
-from runs import MODELS, TOP, InputError
 
 AXES = ["images", "seconds", "step"]
 SHARED = ["d_real", "d_fake"]  # the only curves that mean the same in different models
 # Okabe and Ito's colours, which the colour-blind can tell apart; runs of a model differ in dashes.
-COLOURS = dict(zip(MODELS, ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=True))
+COLOURS = dict(zip(folders.MODELS, ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=True))
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 LOOK = {
     "hovermode": "x unified",
@@ -38,13 +37,13 @@ LOOK = {
 }
 MENU = {"type": "buttons", "direction": "right", "pad": {"b": 30}, "bgcolor": "#c9ced6"}
 PLACE = {"x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom"}  # of the menu
-PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{title}</title>
+PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
 :root {{ color-scheme: light dark }}
 body {{ max-width: 1280px; margin: auto; padding: 1rem; font: 15px/1.5 system-ui, sans-serif }}
-table {{ border-collapse: collapse; display: block; overflow-x: auto; white-space: nowrap }}
+table {{ border-collapse: collapse; display: block; overflow-x: auto }}
+td {{ white-space: nowrap }}
 th, td {{ padding: .2rem 1rem .2rem 0; text-align: left; vertical-align: top }}
 tr {{ border-bottom: 1px solid #8884 }}
 .grids {{ display: flex; flex-wrap: wrap; gap: 1rem }}
@@ -93,7 +92,7 @@ def read_runs(paths: list[Path]) -> list[Run]:
             lines = file.read_text().splitlines() if file.exists() else ["{}"]
             evaluation = json.loads(lines[-1])
         except (ValueError, LookupError) as error:
-            raise InputError(f"{file} is damaged ({error})") from None
+            raise folders.InputError(f"{file} is damaged ({error})") from None
         found.append(Run(path, label, model, facts, settings, rows, evaluation))
     return found
 
@@ -135,8 +134,7 @@ def described(run: Run) -> dict[str, str]:
     """Return what the numbers of a run may depend on."""
     facts = {name: run.facts.get(name, "-") for name in ("device", "processes", "torch")}
     facts["git_commit"] = str(run.facts.get("git_commit"))[:8]
-    shape, digest = (run.facts["pictures"][name] for name in ("shape", "digest"))
-    facts["images"] = f"{'x'.join(map(str, shape))}, digest {digest[:8]}"
+    facts["images"] = "{shape}, digest {digest:.8}".format(**run.facts["pictures"])
     for name in sorted(run.evaluation.keys() - {"metrics", "versions", "date", "images"}):
         facts[f"evaluation's {name}"] = run.evaluation[name]
     return {name: str(value) for name, value in {**run.settings, **facts}.items()}
@@ -207,10 +205,12 @@ def main() -> None:
     arguments = parse_arguments()
     paths = [folders.find_run(text) for text in arguments.runs]
     if not arguments.runs:
-        models = sorted(file.parent for file in TOP.glob("*/train.py"))
+        models = sorted(file.parent for file in folders.TOP.glob("*/train.py"))
         paths = [run for model in models for run in folders.runs_in(model)[-1:]]
     if not paths:
-        raise InputError("there is no run to compare; start one: cd WGAN-GP && python train.py")
+        raise folders.InputError(
+            "there is no run to compare; start one: cd WGAN-GP && python train.py"
+        )
     runs = read_runs(paths)
     print(table(runs).to_string(line_width=shutil.get_terminal_size().columns))
     write_page(runs, arguments.out, f"Comparison of {len(runs)} run{'s' * (len(runs) != 1)}")

@@ -33,7 +33,6 @@ LOOK = {
     "hovermode": "x unified",
     "legend": {"orientation": "h", "title": "", "y": 1, "yref": "container", "yanchor": "top"},
     "margin": {"t": 90, "r": 10, "l": 50, "b": 30},
-    "template": "none",
 }
 MENU = {"type": "buttons", "direction": "right", "pad": {"b": 30}, "bgcolor": "#c9ced6"}
 PLACE = {"x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom"}  # of the menu
@@ -133,6 +132,7 @@ def table(runs: list[Run]) -> pd.DataFrame:
 def described(run: Run) -> dict[str, str]:
     """Return what the numbers of a run may depend on."""
     facts = {name: run.facts.get(name, "-") for name in ("device", "processes", "torch")}
+    facts |= {f"{name} parameters": n for name, n in run.facts.get("parameters", {}).items()}
     facts["git_commit"] = str(run.facts.get("git_commit"))[:8]
     facts["images"] = "{shape}, digest {digest:.8}".format(**run.facts["pictures"])
     for name in sorted(run.evaluation.keys() - {"metrics", "versions", "date", "images"}):
@@ -156,8 +156,8 @@ def figure(runs: list[Run]) -> go.Figure:
         looks[run.label] = {"color": COLOURS[run.model], "dash": dash}
     rows = max(1, (lines["panel"].nunique() + 1) // 2)
     curves = {"data_frame": lines, "x": AXES[0], "y": "value", "color": "run", "custom_data": AXES}
-    gaps = {"facet_col_spacing": 0.1, "facet_row_spacing": 0.25 / rows}
-    drawn = px.line(**curves, facet_col="panel", facet_col_wrap=2, **gaps, render_mode="svg")
+    rest = {"facet_col_spacing": 0.1, "facet_row_spacing": 0.25 / rows, "template": "none"}
+    drawn = px.line(**curves, facet_col="panel", facet_col_wrap=2, **rest, render_mode="svg")
     for raw in drawn.data:
         mean = pd.Series(raw.y).rolling(len(raw.y) // 25 | 1, center=True, min_periods=1).mean()
         mode = "lines" if len(mean) > 1 else "markers"
@@ -208,9 +208,7 @@ def main() -> None:
         models = sorted(file.parent for file in folders.TOP.glob("*/train.py"))
         paths = [run for model in models for run in folders.runs_in(model)[-1:]]
     if not paths:
-        raise folders.InputError(
-            "there is no run to compare; start one: cd WGAN-GP && python train.py"
-        )
+        raise folders.InputError("there is no run to compare yet; train.py starts one")
     runs = read_runs(paths)
     print(table(runs).to_string(line_width=shutil.get_terminal_size().columns))
     write_page(runs, arguments.out, f"Comparison of {len(runs)} run{'s' * (len(runs) != 1)}")

@@ -132,7 +132,7 @@ def table(runs: list[Run]) -> pd.DataFrame:
 def described(run: Run) -> dict[str, str]:
     """Return what the numbers of a run may depend on."""
     facts = {name: run.facts.get(name, "-") for name in ("device", "processes", "torch")}
-    facts |= {f"{name} parameters": n for name, n in run.facts.get("parameters", {}).items()}
+    facts |= {f"{n} parameters": f"{s:,}" for n, s in run.facts.get("parameters", {}).items()}
     facts["git_commit"] = str(run.facts.get("git_commit"))[:8]
     facts["images"] = "{shape}, digest {digest:.8}".format(**run.facts["pictures"])
     for name in sorted(run.evaluation.keys() - {"metrics", "versions", "date", "images"}):

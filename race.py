@@ -66,12 +66,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     race = parser.parse_args(argv)
     if (race.seconds > 0) == (race.images > 0) or race.seeds < 1:
         raise InputError("a race needs --seconds or --images, one of the two, and --seeds from 1")
-    seconds = f"{race.seconds:g} second{'s' * (race.seconds != 1)}"
-    race.budget = f"{race.images} images" if race.images else seconds
+    race.budget = f"{race.images} images" if race.images else f"{race.seconds:g} s"
     race.data = race.data if race.data in NAMED else str(Path(race.data).resolve())
     race.data_dir = Path(race.data_dir).resolve()
     race.models = list(dict.fromkeys(race.models))
-    name = race.name or f"{Path(race.data).stem}-{race.budget.replace(' ', '-')}"
+    name = race.name or f"{Path(race.data).stem}-{race.budget.replace(' ', '')}"
     race.folder = TOP / "race" / name
     pairs = [(model, seed) for seed in range(race.seeds) for model in race.models]
     race.runs = [(model, seed, race.folder / f"{model}-{seed}") for model, seed in pairs]
@@ -84,11 +83,10 @@ def open_race(race: argparse.Namespace) -> dict:
     Raises:
         InputError: It began under other conditions, or a script refuses a setting.
     """
-    threads = os.environ.get("OMP_NUM_THREADS", "torch's choice")
     now = {
         "budget": {"seconds": race.seconds, "images": race.images},
         "conditions": {name: getattr(race, name) for name in (*EQUAL, "width", "num")},
-        "machine": {"cpus": os.cpu_count(), "threads": threads, "torch": version("torch")},
+        "machine": {"cpus": os.cpu_count(), "torch": version("torch")},
         "own": {f"{m}/quick.json": folders.read_json(TOP / m / "quick.json") for m in MODELS},
     }
     record = {"format": folders.FORMAT, "started": datetime.now().isoformat(), **now, "pace": {}}
@@ -96,8 +94,8 @@ def open_race(race: argparse.Namespace) -> dict:
         record = folders.read_json(race.folder / "race.json")
         for part in now:
             if record.get(part) != now[part]:
-                line = f"{part} {record.get(part)}, not {now[part]}"
-                raise InputError(f"{race.folder} began with {line}; see --name")
+                began = f"{race.folder} began with {part} {record.get(part)}"
+                raise InputError(f"{began}, not {now[part]}; take another --name")
     record["failed"] = {}  # these are tried again
     for model in race.models:
         if model not in record["pace"]:
@@ -127,12 +125,19 @@ def try_out(race: argparse.Namespace, model: str) -> dict[str, float]:
     return {"steps": steps, "seconds": steps * a_step, "overhead": overhead}
 
 
-def hold_one(
-    race: argparse.Namespace, which: tuple[str, int, Path], limits: list[str], bar: tqdm
-) -> tuple[int, str]:
+def state_of(run: Path) -> tuple[bool, bool]:
+    """Return whether a run is trained to its end, and whether its last evaluation is of that."""
+    if not (run / "run.json").exists():
+        return False, False
+    known = read_runs([run])[0]
+    asked = {"step": numbers_of(known)["step"], "seed": 0}
+    return bool(known.facts.get("finished")), asked.items() <= known.evaluation.items()
+
+
+def hold_one(race: argparse.Namespace, which: tuple, limits: list, bar: tqdm) -> tuple[int, str]:
     """Start or resume a run, unless it is finished, and evaluate it; see `run_child`."""
     model, seed, run = which
-    if not (run / "run.json").exists() or not folders.read_facts(run).get("finished"):
+    if not state_of(run)[0]:
         resumed = any(run.glob("checkpoint*.pt"))
         if not resumed:
             shutil.rmtree(run, ignore_errors=True)  # interrupted before its first checkpoint
@@ -157,9 +162,9 @@ def run_child(command: list, bar: tqdm) -> tuple[int, str]:
     if sys.platform == "win32":
         group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
         stop = signal.CTRL_BREAK_EVENT
-    words = [sys.executable, *map(str, command)]
+    words, quiet = [sys.executable, *map(str, command)], subprocess.DEVNULL
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
-        child = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=errors, **group)
+        child = subprocess.Popen(words, stdin=quiet, stdout=quiet, stderr=errors, **group)
         try:
             while child.poll() is None:
                 time.sleep(0.2)
@@ -177,11 +182,11 @@ def run_child(command: list, bar: tqdm) -> tuple[int, str]:
 
 def hold(race: argparse.Namespace, record: dict) -> None:
     """Train and evaluate what is left, one run at a time so that none takes another's time."""
-    todo = [which for which in race.runs if not (which[2] / "evaluation.jsonl").exists()]
+    todo = [which for which in race.runs if not all(state_of(which[2]))]
     paces = [record["pace"][model] for model, *_ in todo]
     left = sum(pace["seconds"] + pace["overhead"] for pace in paces)
-    count = f"{len(todo)} run{'s' * (len(todo) != 1)} of {race.budget}"
-    print(f"{count}, start and evaluation: about {timedelta(seconds=round(left))} in all")
+    in_all = timedelta(seconds=round(left))
+    print(f"runs left: {len(todo)} of {len(race.runs)}; about {in_all} with start and evaluation")
     with tqdm(total=left, bar_format="{desc} |{bar}| {remaining} left", disable=None) as bar:
         for which, pace in zip(todo, paces, strict=True):
             name, end = which[2].name, bar.n + pace["seconds"] + pace["overhead"]
@@ -211,9 +216,10 @@ def report(race: argparse.Namespace, record: dict) -> None:
     shown, record["means"] = {}, {}
     for model, own in whole.groupby("model", sort=False):
         stats = own[names].agg(["mean", "std"]).rename(index={"std": "spread"})
-        means = json.loads(stats.to_json(double_precision=15))
-        record["means"][model] = {"runs": len(own), **means}
-        shown[model] = {"runs": len(own), **{name: with_spread(**means[name]) for name in means}}
+        record["means"][model] = {"runs": len(own)} | json.loads(stats.to_json(double_precision=15))
+        stats.loc["spread"] = stats.loc["spread"].map("{:.2g}".format).astype(float)
+        texts = stats.map(show).agg(" ± ".join).str.removesuffix(" ± -")
+        shown[model] = {"runs": len(own), **texts}
     shown["floor"] = floors.rename(lambda name: name.removesuffix("_floor")).map(show)
     record |= {"finished": datetime.now().isoformat(), "seeds": race.seeds}
     with folders.write_aside(race.folder / "race.json") as file:
@@ -221,20 +227,14 @@ def report(race: argparse.Namespace, record: dict) -> None:
     table = pd.DataFrame(shown).reindex(["runs", *names]).fillna("")
     notes = [f"{name} failed: {reason}" for name, reason in record["failed"].items()]
     notes += ["mean ± sample standard deviation over seeds"] * (race.seeds > 1)
-    texts = [*notes, __doc__.split("\n\n")[1], f"Conditions: {record['conditions']}"]
+    texts = [*notes, __doc__.split("\n\n")[1], str(record["conditions"])]
     first = table.to_html(border=0) + "".join(f"<p>{escape(text)}</p>" for text in texts)
-    title = f"Race: {Path(race.data).name}, {race.budget} each"
-    write_page(runs, race.folder / "race.html", title, first)
+    write_page(runs, race.folder / "race.html", f"Race {race.folder.name}", first)
     print(table.to_string(line_width=shutil.get_terminal_size().columns), *notes, sep="\n")
     firsts = {run.model: run.path for run in reversed(runs)}.values()
     command = [TOP / "make_gif.py", "--side-by-side", *firsts, "--out", race.folder / "race.gif"]
     code, reason = run_child(command, tqdm(disable=True))
     print(f"wrote {race.folder}" + f", but no race.gif: {reason}" * bool(code))
-
-
-def with_spread(mean: float, spread: float | None) -> str:
-    """Write a mean and the sample standard deviation, if there is one."""
-    return f"{show(mean)} ± {show(float(f'{spread:.2g}'))}" if spread else show(mean)
 
 
 def main() -> None:
@@ -243,7 +243,6 @@ def main() -> None:
     for name in ("SIGTERM", "SIGHUP", "SIGBREAK"):  # as Ctrl-C, so that the training is saved
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.default_int_handler)
-    race.folder.parent.mkdir(exist_ok=True)
     try:
         with FileLock(race.folder.parent / ".lock", timeout=0):
             record = open_race(race)

@@ -15,19 +15,14 @@ from PIL import Image
 import compare
 import runs
 
-CURVES = {
-    "simpleGAN": ["d_real", "d_fake"],
-    "DCGAN": ["d_real", "d_fake"],
-    "WGAN": ["wasserstein", "clipped"],
-    "WGAN-GP": ["wasserstein", "penalty", "slope"],
-}
+OKABE_ITO = {"#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"}
 BROWSER = next(filter(None, map(shutil.which, ("google-chrome", "chrome", "chromium"))), None)
 
 
 @pytest.fixture
 def top(tmp_path, monkeypatch):
     """Stand in for the top of the repository, with no runs."""
-    for folder in runs.MODELS:
+    for folder in (*runs.MODELS, "my-gan"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "train.py").touch()
     monkeypatch.setattr(runs, "TOP", tmp_path)
@@ -35,57 +30,46 @@ def top(tmp_path, monkeypatch):
     return tmp_path
 
 
-def make_run(top, model, name="run", folder=None, rows=50, started="1", **settings):
-    """Write a run folder of a run that logs every 10 steps; its numbers come from its name."""
+def make_run(top, model, name="run", folder=None, rows=50, digest="a" * 9, **settings):
+    """Write a run that logged every 10 steps of 8 images, or 40; names sort as the runs began."""
     run = top / (folder or model) / "tensorboard" / "runs" / name
     (run / "frames").mkdir(parents=True)
-    rng = np.random.default_rng(list(f"{model}{name}".encode()))
-    facts = {"format": 1, "model": model, "started": started, "device": "cpu"}
-    facts |= {"parameters": {"generator": 1234}, "git_commit": "0123456789"}
-    facts["pictures"] = {"shape": [90, 16, 16, 3], "digest": "abcdefghij"}
+    pictures = {"shape": [90, 16, 16, 3], "digest": digest}
+    facts = {"format": 1, "model": model, "started": name, "pictures": pictures}
     (run / "run.json").write_text(json.dumps(facts))
-    n_critic = {"n_critic": 5} if "WGAN" in model else {}
-    (run / "parameters.json").write_text(json.dumps({"batch_size": 8} | n_critic | settings))
-    columns = ["step", "epoch", "images", "seconds", "loss_d", "loss_g", *CURVES[model]]
-    each = 8 * n_critic.get("n_critic", 1)
-    lines = [",".join(columns)]
+    settings |= {"batch_size": 8} | ({"n_critic": 5} if "WGAN" in model else {})
+    (run / "parameters.json").write_text(json.dumps(settings))
+    curves = ["loss_d", "loss_g", *(["wasserstein"] if "WGAN" in model else ["d_real", "d_fake"])]
+    lines, rng = (
+        [",".join(["step,epoch,images,seconds", *curves])],
+        np.random.default_rng(len(name)),
+    )
     for step in range(10, 10 * rows + 1, 10):
-        counts = [step, step / 11, step * each, step / 4]
-        lines.append(",".join(map(str, [*counts, *rng.normal(size=len(columns) - 4)])))
+        counts = [step, step / 11, step * 8 * settings.get("n_critic", 1), step / 4]
+        lines.append(",".join(map(str, [*counts, *rng.normal(size=len(curves))])))
     (run / "metrics.csv").write_text("\n".join(lines) + "\n")
     for step in (20, 10 * rows):
-        pixels = rng.integers(0, 256, (34, 34, 3), np.uint8)
-        Image.fromarray(pixels).save(run / "frames" / f"{step:06d}.png")
+        Image.new("RGB", (34, 34), (step % 256, 0, 0)).save(run / "frames" / f"{step:06d}.png")
     return run
 
 
-def evaluate(run, num=2000, seed=0, **metrics):
-    line = {"step": 500, "images": 4000, "date": run.name, "num": num, "seed": seed}
+def evaluate(run, num=2000, **metrics):
+    line = {"step": 500, "date": run.name, "num": num}
     line["metrics"] = {name: {"value": v, "floor": f} for name, (v, f) in metrics.items()}
     with open(run / "evaluation.jsonl", "a") as file:
         file.write(json.dumps(line) + "\n")
 
 
 def columns_of(run):
-    names, *rows = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]
-    return dict(zip(names, np.array(rows, float).T, strict=True))
+    return np.genfromtxt(run / "metrics.csv", delimiter=",", names=True)
 
 
-def call(monkeypatch, *argv):
-    monkeypatch.setattr("sys.argv", ["compare.py", *map(str, argv)])
-    compare.main()
+def figure_of(*runs):
+    return compare.figure(compare.read_runs(runs))
 
 
-def drawn_in(figure):
-    """List run, title of the panel, and trace for each line of a figure."""
-    titles = {}
-    for title in figure.layout.annotations:
-        for axis in figure.select_xaxes():
-            low, high = axis.domain
-            y = figure.layout[axis.anchor.replace("y", "yaxis")].domain[1]
-            if low < title.x < high and abs(title.y - y) < 0.01:
-                titles[axis.plotly_name.replace("axis", "")] = title.text
-    return [(line.name, titles[line.xaxis], line) for line in figure.data]
+def markup_of(path):
+    return re.sub(r"<script.*?</script>", "", path.read_text(), flags=re.S)
 
 
 @pytest.fixture
@@ -94,65 +78,153 @@ def four(top):
     made = {model: make_run(top, model) for model in runs.MODELS}
     evaluate(made["WGAN"], swd=(0.9, 0.1))
     evaluate(made["WGAN"], swd=(0.03214, 0.0123), diversity=(0.8, 1.0))
-    evaluate(made["DCGAN"], num=100, swd=(0.0654, 0.0123), fid=(31.5, None))
+    evaluate(made["DCGAN"], swd=(0.0654, 0.0123), fid=(31.5, None))
     return made
 
 
-def test_the_table_shows_how_far_runs_came_and_what_they_measured_beside_floors(four):
-    table = compare.table(compare.read_runs(list(four.values())))
+def test_the_table_shows_how_far_runs_came_and_their_metrics_beside_the_floors(four):
+    table = compare.table(compare.read_runs(four.values()))
     assert list(table.columns) == [f"{model} run" for model in four]
     assert list(table.loc[("run", "step")]) == ["500"] * 4
     assert list(table.loc[("run", "images")]) == ["4,000", "4,000", "20,000", "20,000"]
     assert list(table.loc[("run", "images_per_second")]) == ["32", "32", "160", "160"]
     metrics = table.loc["metric (floor)"]
     assert list(metrics.loc["swd"]) == ["-", "0.0654 (0.0123)", "0.03214 (0.0123)", "-"]
-    assert list(metrics.loc["diversity"]) == ["-", "-", "0.8 (1)", "-"]
     assert list(metrics.loc["fid"]) == ["-", "31.5 (-)", "-", "-"]
 
 
-def test_only_what_differs_is_in_the_table_evaluations_included(top):
-    both = [make_run(top, "WGAN", lr=1e-4, z_dim=8), make_run(top, "DCGAN", lr=2e-4, z_dim=8)]
-    facts = json.loads((both[0] / "run.json").read_text())
-    facts["pictures"]["digest"] = "other"
-    (both[0] / "run.json").write_text(json.dumps(facts))
-    evaluate(both[0], num=100, swd=(1, 1))
-    evaluate(both[1], num=200, swd=(1, 1))
-    differ = compare.table(compare.read_runs(both)).loc["setting"]
-    assert differ.T.to_dict("list") == {
-        "n_critic": ["5", "-"],
-        "lr": ["0.0001", "0.0002"],
-        "images": ["[90, 16, 16, 3], digest other", "[90, 16, 16, 3], digest abcdefgh"],
-        "evaluation's num": ["100", "200"],
-    }
+def test_only_settings_that_differ_are_in_the_table_those_of_evaluations_included(top):
+    made = [make_run(top, "WGAN", lr=1e-4), make_run(top, "DCGAN", lr=2e-4, digest="b", k=1)]
+    evaluate(made[0], num=100, swd=(1, 1))
+    evaluate(made[1], num=200, swd=(1, 1))
+    differ = compare.table(compare.read_runs(made)).loc["setting"].T.to_dict("list")
+    assert differ.pop("images") == [f"[90, 16, 16, 3], digest {d}" for d in ("aaaaaaaa", "b")]
+    assert differ.pop("evaluation's num") == ["100", "200"]
+    assert differ == {"lr": ["0.0001", "0.0002"], "n_critic": ["5", "-"], "k": ["-", "1"]}
 
 
 def test_every_curve_is_drawn_from_its_file_against_each_axis(four):
-    figure = compare.figure(compare.read_runs(list(four.values())))
-    lines = drawn_in(figure)
+    def key(name, y):
+        return name, np.round(y.astype(float), 9).tobytes()
+
+    figure = figure_of(*four.values())
+    lines = {key(line.name, line.y): i for i, line in enumerate(figure.data)}
     buttons = {button.label: button.args[0]["x"] for button in figure.layout.updatemenus[0].buttons}
-    assert set(buttons) == {"images", "seconds", "step"}
     for model, run in four.items():
         columns = columns_of(run)
-        for curve in ["loss_d", "loss_g", *CURVES[model]]:
-            title = curve if curve in ("d_real", "d_fake") else f"{model}: {curve}"
-            found = [i for i, (name, at, _) in enumerate(lines) if (name, at) == (f"{model} run", title)]
-            raw, mean = (lines[i][2] for i in found)
-            np.testing.assert_allclose(raw.x, columns["images"])
-            np.testing.assert_allclose(raw.y, columns[curve])
-            around = [columns[curve][max(0, i - 1) : i + 2].mean() for i in range(50)]  # 4 %
-            np.testing.assert_allclose(mean.y, around)
-            assert raw.opacity < 0.5 and mean.opacity is None and mean.hoverinfo == "skip"
-            for axis, xs in buttons.items():
-                assert all(np.array_equal(xs[i], columns[axis]) for i in found)
-    assert len(lines) == 2 * sum(2 + len(curves) for curves in CURVES.values())
-    shown = [name for name, _, line in lines if line.showlegend]
-    assert sorted(shown) == sorted(f"{model} run" for model in four)  # a click hides all of a run
-    assert all(line.legendgroup == name for name, _, line in lines)
+        for curve in columns.dtype.names[4:]:
+            y = columns[curve]
+            around = np.array([y[max(0, i - 1) : i + 2].mean() for i in range(50)])  # 4 %
+            raw, mean = pair = [lines.pop(key(f"{model} run", each)) for each in (y, around)]
+            assert np.array_equal(figure.data[raw].x, columns["images"])
+            assert all(np.array_equal(buttons[n][i], columns[n]) for n in buttons for i in pair)
+            assert figure.data[raw].hovertemplate and figure.data[mean].hoverinfo == "skip"
+    assert not lines and set(buttons) == {"images", "seconds", "step"}
+    assert len([line for line in figure.data if line.showlegend]) == 4
+    assert all(line.legendgroup == line.name for line in figure.data)  # a click hides all of a run
 
 
-def seen_by(colour, kind):
-    """Return a colour, linear RGB, as the colour-blind see it (Machado et al. 2009, severity 1)."""
-    matrices = {
-        "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-        "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
-    }
+def test_a_model_has_its_panels_and_one_colour_that_the_colour_blind_tell_apart(four, top):
+    figure = figure_of(*four.values(), make_run(top, "WGAN", "second"))
+    panels = {line.xaxis: set() for line in figure.data}
+    for line in figure.data:
+        panels[line.xaxis].add(line.name)
+    assert sorted(map(sorted, panels.values())) == (
+        [["DCGAN run"]] * 2
+        + [["DCGAN run", "simpleGAN run"]] * 2  # d_real, d_fake
+        + [["WGAN run", "WGAN second"]] * 3
+        + [["WGAN-GP run"]] * 3
+        + [["simpleGAN run"]] * 2
+    )
+    assert "WGAN-GP: wasserstein" in {title.text for title in figure.layout.annotations}
+    colour = {line.name: line.line.color for line in figure.data}
+    assert colour["WGAN second"] == colour["WGAN run"]
+    assert len(set(colour.values())) == 4 and set(colour.values()) <= OKABE_ITO
+    assert figure_of(four["WGAN-GP"]).data[0].line.color == colour["WGAN-GP run"]
+    assert len({line.line.dash for line in figure.data if line.name[:5] == "WGAN "}) == 2
+
+
+def test_the_page_fetches_nothing_and_shows_the_last_grids_as_they_are(four, top):
+    four["WGAN"] = make_run(top, "WGAN", "<i>run", lr="<i>")
+    compare.write_page(compare.read_runs(four.values()), top / "x.html", "A <title>")
+    markup = markup_of(top / "x.html")
+    targets = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'\s>]+)""", markup)
+    assert len(targets) == 4 and all(target.startswith("data:image/png") for target in targets)
+    found = re.findall(r'base64,([^"]*)"><figcaption>(.*?)</figure>', markup)
+    for (png, caption), (model, run) in zip(found, four.items(), strict=True):
+        assert base64.b64decode(png) == (run / "frames" / "000500.png").read_bytes()
+        images = "20,000" if "WGAN" in model else "4,000"  # a step shows 5 minibatches of 8, or 1
+        assert caption == f"{model} {html.escape(run.name)}<br>step 500, {images} images"
+    assert "<title>A &lt;title&gt;</title>" in markup and "<i>" not in markup
+
+
+def test_runs_that_have_only_begun(top):
+    none, one, torn = (make_run(top, "WGAN", name, rows=1) for name in ("none", "one", "torn"))
+    (none / "metrics.csv").unlink()
+    shutil.rmtree(none / "frames")
+    with open(torn / "metrics.csv", "a") as file:
+        file.write("20,5.45,480,6.")  # as on a full disk
+    known = compare.read_runs([none, one, torn])
+    assert list(compare.table(known).loc[("run", "step")]) == ["0", "10", "10"]
+    lines = {(line.name, line.mode) for line in compare.figure(known).data}
+    assert lines == {("WGAN one", "markers"), ("WGAN torn", "markers")}
+    compare.write_page(known[:1], top / "x.html", "no curve, no grid, no error")
+
+
+def test_alone_it_takes_the_newest_run_of_every_folder(top, monkeypatch, capsys):
+    def call(*argv):
+        monkeypatch.setattr("sys.argv", ["compare.py", *argv])
+        compare.main()
+        said = capsys.readouterr().out.splitlines()
+        assert said[-1] == "wrote compare.html"
+        return said[0].split(), re.search("<h1>(.*?)</h1>", markup_of(top / "compare.html"))[1]
+
+    with pytest.raises(runs.InputError, match="no run to compare"):
+        call()
+    make_run(top, "WGAN", "b")
+    make_run(top, "WGAN", "a")
+    make_run(top, "DCGAN", "c", folder="my-gan")
+    assert call() == (["WGAN", "b", "DCGAN", "c"], "Comparison of 2 runs")
+    assert call("my-gan", "./my-gan") == (["DCGAN", "c"], "Comparison of 1 run")
+    twin = make_run(top, "WGAN", "b", folder="DCGAN")  # another run of the same name
+    both = compare.read_runs([runs.find_run("WGAN"), twin])
+    assert [run.label for run in both] == ["WGAN b", f"WGAN {twin}"]
+
+
+@pytest.mark.parametrize("file", ["metrics.csv", "evaluation.jsonl"])
+def test_damaged_files_are_named(top, file):
+    run = make_run(top, "WGAN")
+    (run / file).write_text('{"step": 5, "metr\n')
+    with pytest.raises(runs.InputError, match=file):
+        compare.read_runs([run])
+
+
+def test_the_runs_on_record_are_read():
+    found = sorted(file.parent for file in (TOP / "results").glob("*/*/run.json"))
+    last = [f"{columns_of(run)['step'][-1]:,.0f}" for run in found]
+    assert len(found) >= 16
+    assert list(compare.table(compare.read_runs(found)).loc[("run", "step")]) == last
+
+
+PROBE = """<script>onload = () => {
+  const [plot] = document.getElementsByClassName("js-plotly-plot");
+  const xs = () => [...plot._fullData].map((line) => line.x[49]), before = xs();
+  const [, , button] = document.getElementsByClassName("updatemenu-button");
+  button.dispatchEvent(new MouseEvent("click", {bubbles: true}));
+  const lines = plot.querySelectorAll(".scatterlayer .trace").length;
+  const wide = document.documentElement.scrollWidth > innerWidth;
+  document.body.dataset.found = JSON.stringify([before[0], xs()[0], lines, wide]);
+};</script>"""
+
+
+@pytest.mark.skipif(not BROWSER, reason="no browser on this machine")
+def test_the_page_in_a_browser(four, top):
+    compare.write_page(compare.read_runs(four.values()), top / "x.html", "")
+    (top / "x.html").write_text((top / "x.html").read_text() + PROBE)
+    options = "--headless --no-sandbox --disable-gpu --enable-logging=stderr --dump-dom"
+    options += f" --window-size=600,800 --virtual-time-budget=9000 --user-data-dir={top}/profile"
+    command = [BROWSER, *options.split(), (top / "x.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert "CONSOLE" not in done.stderr
+    found = json.loads(html.unescape(re.search(r'data-found="([^"]*)"', done.stdout)[1]))
+    assert found == [4000, 500, 2 * (2 * 4 + 2 * 3), False]  # against images, then against steps

@@ -1,210 +1,220 @@
-"""Compare runs of any model: a table here, and one HTML page that needs nothing else.
+"""Compare training runs: a table in the terminal, and a page, compare.html, that works offline.
 
-The page has the curves against images, seconds and steps, the last grids side by side,
-the settings that differ, and what evaluate.py measured beside what real pictures reach.
-
-With --race the models are first trained, one run at a time, under the same conditions: the
-same pictures, held-out pictures, image size, widths, minibatch and budget. What the papers
-set differently, such as the learning rate, is each model's own, from its quick.json. All of
-it is in race/NAME/; interrupted, the same command goes on where it stopped.
+Both show how far each run came, what evaluate.py measured beside its floors, and the settings
+that differ. The page also has curves against images, seconds or steps, and the last grids.
 
 Examples:
-    python compare.py                                   the newest run of every model
-    python compare.py WGAN WGAN-GP --out wgans.html     the newest runs of two
-    python compare.py slower DCGAN/tensorboard/runs/X   by name, by path
-    python compare.py --race --seconds 300 --seeds 3 --data faces
-    python compare.py --race --images 200000 --models WGAN WGAN-GP --width 64
+    python compare.py                                   the newest run in every model folder
+    python compare.py WGAN WGAN-GP --out wgans.html     the newest runs of two models
+    python compare.py slower DCGAN/tensorboard/runs/X   runs by name and by path
 """
 
 import argparse
-import math
-import shlex
+import base64
+import html
+import io
+import json
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
-from compare_tables import (
-    COLUMNS,
-    as_text,
-    evaluation_table,
-    metric_names,
-    number,
-    overview,
-    read_runs,
-    remarks,
-)
-from runs import MODELS, InputError, find_run, model_runs, plain_errors
+import pandas as pd
+import plotly.express as px
+import plotly.graph_objects as go
 
-# What train.py knows by name; another --data is a path, which the four shall find alike.
-NAMED = ("faces", "mnist", "fashion-mnist", "cifar10", "celeba")
-SMOOTHING = 4  # percent
-RACE = {  # the defaults of what only a race takes
-    "seconds": 0.0,
-    "images": 0,
-    "seeds": 3,
-    "models": list(MODELS),
-    "data": "faces",
-    "data_dir": "",
-    "hold_out": 1000,
-    "image_size": 32,
-    "width": 32,
-    "batch_size": 64,
-    "device": "auto",
-    "num": 2500,
-    "name": "",
+import runs as folders
+
+AXES = ["images", "seconds", "step"]
+SHARED = ["d_real", "d_fake"]  # the only curves that mean the same in different models
+# Okabe and Ito's colours, which the colour-blind can tell apart; runs of a model differ in dashes.
+COLOURS = dict(zip(folders.MODELS, ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=True))
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+LOOK = {
+    "hovermode": "x unified",
+    "legend": {"orientation": "h", "title": "", "y": 1, "yref": "container", "yanchor": "top"},
+    "margin": {"t": 90, "r": 10, "l": 50, "b": 30},
 }
+MENU = {"type": "buttons", "direction": "right", "pad": {"b": 30}, "bgcolor": "#c9ced6"}
+PLACE = {"x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom"}  # of the menu
+PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+:root {{ color-scheme: light dark }}
+body {{ max-width: 1280px; margin: auto; padding: 1rem; font: 15px/1.5 system-ui, sans-serif }}
+table {{ border-collapse: collapse; display: block; overflow-x: auto }}
+td {{ white-space: nowrap }}
+th, td {{ padding: .2rem 1rem .2rem 0; text-align: left; vertical-align: top }}
+tr {{ border-bottom: 1px solid #8884 }}
+.grids {{ display: flex; flex-wrap: wrap; gap: 1rem }}
+figure {{ margin: 0; flex: 1 1 260px; max-width: 530px }}
+img {{ width: 100%; image-rendering: pixelated }}
+.main-svg text {{ fill: CanvasText !important }}
+.main-svg .updatemenu-button text {{ fill: #222 !important }}
+.main-svg .bg {{ fill: Canvas !important }}
+.main-svg {{ background: none !important }}
+</style>
+<h1>{title}</h1>{body}
+"""
 
 
-def print_tables(runs: list) -> None:
-    """Print what the runs are, how far they have come and what they measure."""
-    print(as_text(overview(runs)))
-    names = metric_names(runs)
-    if names:
-        cuts = range(1 + COLUMNS, 1 + len(names), COLUMNS)
-        print("\n" + as_text(evaluation_table(runs, names), cuts))
-        print("in brackets: the floor, what other real pictures reach")
-    for line in remarks(runs):
-        print(f"note: {line}")
-    for run in runs:
-        if not run.evaluation:
-            print(f"{run.label}: not evaluated: python evaluate.py {shlex.quote(str(run.path))}")
+@dataclass(frozen=True)
+class Run:
+    """What a run folder tells."""
+
+    path: Path
+    label: str  # unlike those of the runs it is compared with
+    model: str
+    facts: dict  # run.json
+    settings: dict  # parameters.json
+    rows: pd.DataFrame  # metrics.csv
+    evaluation: dict  # the last line of evaluation.jsonl; empty where there is none
 
 
-def chosen_runs(texts: list[str]) -> list[Path]:
-    """Find the runs that were named, or else the newest of every model."""
-    if texts:
-        return [find_run(text) for text in texts]
-    newest = [model_runs(model)[-1:] for model in MODELS]
-    if not any(newest):
-        raise InputError("there is no run to compare; make one: cd WGAN-GP && python train.py")
-    return [run for runs in newest for run in runs]
-
-
-def hold_race(arguments: argparse.Namespace) -> None:
-    """Hold the race that the command line asks for, and report.
+def read_runs(paths: list[Path]) -> list[Run]:
+    """Read run folders in their order, each once.
 
     Raises:
-        InputError: its settings make no race.
+        InputError: A file is damaged, or run.json or parameters.json is missing.
     """
-    from race import RACES, Race, hold
-    from race_report import report
-
-    given = {name: getattr(arguments, name) for name in RACE}
-    asked = RACE | {name: value for name, value in given.items() if value is not None}
-    budget = f"{asked['images']}-images" if asked["images"] else f"{asked['seconds']:g}s"
-    name = asked["name"] or f"{Path(asked['data']).stem}-{budget}"
-    if name in ("data", ".", "..") or Path(name).name != name:
-        raise InputError(f"--name {name}: not a name that a race can have")
-    same = ("data", "hold_out", "image_size", "width", "batch_size", "device", "num")
-    conditions = {name: asked[name] for name in same}
-    if conditions["data"] not in NAMED:
-        conditions["data"] = str(Path(conditions["data"]).resolve())
-    race = Race(
-        name=name,
-        models=tuple(dict.fromkeys(asked["models"])),
-        seeds=asked["seeds"],
-        seconds=asked["seconds"],
-        images=asked["images"],
-        data_dir=str(Path(asked["data_dir"] or RACES / "data").resolve()),
-        conditions=conditions,
-    )
-    report(race, hold(race))
+    found: list[Run] = []
+    for path in {path.resolve(): path for path in paths}.values():
+        facts, settings = folders.read_facts(path), folders.read_settings(path)
+        model, name = facts["model"], path.resolve().name
+        label = name if name.startswith(model) else f"{model} {name}"
+        label = f"{model} {path}" if label in [run.label for run in found] else label
+        file = path / "metrics.csv"
+        text = file.read_text() if file.exists() else ""
+        text = text[: text.rfind("\n") + 1] or "step,epoch,images,seconds"  # without half a row
+        try:
+            rows = pd.read_csv(io.StringIO(text), dtype=float).dropna(subset=AXES)
+            file = path / "evaluation.jsonl"
+            lines = file.read_text().splitlines() if file.exists() else ["{}"]
+            evaluation = json.loads(lines[-1])
+        except (ValueError, LookupError) as error:
+            raise folders.InputError(f"{file} is damaged ({error})") from None
+        found.append(Run(path, label, model, facts, settings, rows, evaluation))
+    return found
 
 
-def count(text: str) -> int:
-    """Read a whole number from 0 up."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text} is no whole number from 0 up")
-    return int(text)
+def numbers_of(run: Run) -> dict[str, float]:
+    """Return the last counters, the speed, and each metric as NAME and NAME_floor."""
+    last = run.rows.iloc[-1] if len(run.rows) else dict.fromkeys(AXES, 0.0)
+    found = {name: last[name] for name in ("step", "images", "seconds")}
+    found["images_per_second"] = last["images"] / (last["seconds"] or float("nan"))
+    for name, part in run.evaluation.get("metrics", {}).items():
+        found |= {name: part["value"], f"{name}_floor": part.get("floor")}
+    return found
 
 
-def amount(text: str) -> float:
-    """Read a number from 0 up."""
-    if not 0 <= number(text) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is no number from 0 up")
-    return float(text)
+def show(value: float | None) -> str:
+    """Write a number in four digits, or a dash where there is none."""
+    if pd.isna(value):
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}"
+
+
+def table(runs: list[Run]) -> pd.DataFrame:
+    """Return a column of texts for each run.
+
+    Rows have a group and a name: how far the run came, its metrics with the floors in brackets,
+    and the settings and facts that differ, those of the evaluation included.
+    """
+    numbers = pd.DataFrame({run.label: numbers_of(run) for run in runs}).map(show)
+    floors = numbers[numbers.index.str.endswith("_floor")]
+    floors.index = floors.index.str.removesuffix("_floor")
+    metrics = (numbers.loc[floors.index] + " (" + floors + ")").replace("- (-)", "-")
+    settings = pd.DataFrame({run.label: described(run) for run in runs}).fillna("-")
+    differ = settings[settings.nunique(axis=1) > 1]
+    came = numbers.loc[[*AXES, "images_per_second"]]
+    return pd.concat({"run": came, "metric (floor)": metrics, "setting": differ})
+
+
+def described(run: Run) -> dict[str, str]:
+    """Return what the numbers of a run may depend on."""
+    facts = {name: run.facts.get(name, "-") for name in ("device", "processes", "torch")}
+    facts |= {f"{n} parameters": f"{s:,}" for n, s in run.facts.get("parameters", {}).items()}
+    facts["git_commit"] = str(run.facts.get("git_commit"))[:8]
+    facts["images"] = "{shape}, digest {digest:.8}".format(**run.facts["pictures"])
+    for name in sorted(run.evaluation.keys() - {"metrics", "versions", "date", "images"}):
+        facts[f"evaluation's {name}"] = run.evaluation[name]
+    return {name: str(value) for name, value in {**run.settings, **facts}.items()}
+
+
+def figure(runs: list[Run]) -> go.Figure:
+    """Draw the curves: the rows of metrics.csv faint, their moving average thick.
+
+    Losses of different models measure different things, so each model has panels of its own.
+    Buttons choose the x axis; a click on the legend hides or shows a run.
+    """
+    every = pd.concat([run.rows.assign(run=run.label, model=run.model) for run in runs])
+    lines = every.melt([*AXES, "epoch", "run", "model"], var_name="panel").dropna()
+    own = lines["model"] + ": " + lines["panel"]
+    lines["panel"] = lines["panel"].where(lines["panel"].isin(SHARED), own)
+    models, looks = [run.model for run in runs], {}
+    for i, run in enumerate(runs):
+        dash = DASHES[models[:i].count(run.model) % len(DASHES)]
+        looks[run.label] = {"color": COLOURS[run.model], "dash": dash}
+    rows = max(1, (lines["panel"].nunique() + 1) // 2)
+    curves = {"data_frame": lines, "x": AXES[0], "y": "value", "color": "run", "custom_data": AXES}
+    rest = {"facet_col_spacing": 0.1, "facet_row_spacing": 0.25 / rows, "template": "none"}
+    drawn = px.line(**curves, facet_col="panel", facet_col_wrap=2, **rest, render_mode="svg")
+    for raw in drawn.data:
+        mean = pd.Series(raw.y).rolling(len(raw.y) // 25 | 1, center=True, min_periods=1).mean()
+        mode = "lines" if len(mean) > 1 else "markers"
+        raw.update(line=looks[raw.name], mode=mode, hovertemplate=None)
+        drawn.add_trace(go.Scatter(raw, y=mean, hoverinfo="skip"))
+        raw.update(opacity=0.35, showlegend=False, hovertemplate="%{y:.4g}")
+    drawn.for_each_annotation(lambda title: title.update(text=title.text.removeprefix("panel=")))
+    drawn.update_xaxes(title="", showticklabels=True, rangemode="tozero", gridcolor="#8884")
+    drawn.update_yaxes(title="", showticklabels=True, matches=None, gridcolor="#8884")
+    buttons = []
+    for i, name in enumerate(AXES):
+        change = {"x": [line.customdata[:, i] for line in drawn.data]}, {"xaxis.autorange": True}
+        buttons.append({"label": name, "method": "update", "args": change})
+    drawn.update_layout(updatemenus=[{**MENU, **PLACE, "buttons": buttons}])
+    return drawn.update_layout(LOOK, height=120 + 270 * rows)
+
+
+def write_page(runs: list[Run], out: Path, title: str, first: str = "") -> None:
+    """Write one HTML file that needs nothing else; `first` is HTML that goes before the rest."""
+    body = f'{first}{table(runs).to_html(border=0)}<h2>Last grids</h2><div class="grids">'
+    for run in runs:
+        if any((run.path / "frames").glob("*.png")):
+            frame = folders.frames_of(run.path)[-1]
+            step, data = int(frame.stem), base64.b64encode(frame.read_bytes()).decode()
+            body += f'<figure><img alt="" src="data:image/png;base64,{data}"><figcaption>'
+            images = step * folders.images_per_step(run.path)
+            body += f"{html.escape(run.label)}<br>step {step:,}, {images:,} images</figure>"
+    config = {"displayModeBar": False, "responsive": True}
+    body += f"</div><h2>Curves</h2>{figure(runs).to_html(config, full_html=False)}"
+    with folders.write_aside(out) as file:
+        file.write(PAGE.format(title=html.escape(title), body=body).encode())
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("runs", nargs="*", metavar="RUN", help="path or name of a run, or a model (its newest run)")
-    add(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help="the page (default: compare.html in the current folder)",
-    )
-    help = f"width of the thick lines' mean, in %% of the images (default: {SMOOTHING}; 0: none)"
-    add("--smoothing", type=amount, metavar="PERCENT", help=help)
-    add("--race", action="store_true", help="first train the models, under the same conditions")
-    add = parser.add_argument_group("race").add_argument
-    add("--seconds", type=amount, metavar="S", help="of training for each run; this or --images")
-    add("--images", type=count, metavar="N", help="real images that each run is shown")
-    add(
-        "--seeds",
-        type=count,
-        metavar="N",
-        help="runs of each model, with the seeds 0, 1, ... (default: 3)",
-    )
-    add("--models", nargs="+", choices=MODELS, metavar="MODEL", help="default: all four")
-    add("--data", metavar="DATA", help=f"{', '.join(NAMED)}, a folder or a zip (default: faces)")
-    add("--data-dir", metavar="DIR", help="for downloads and decoded pictures (default: race/data)")
-    add(
-        "--hold-out", type=count, metavar="N", help="pictures kept to evaluate with (default: 1000)"
-    )
-    add("--image-size", type=count, metavar="N", help="side in pixels (default: 32)")
-    add(
-        "--width",
-        type=count,
-        metavar="N",
-        help="--g-width and --d-width of every model (default: 32)",
-    )
-    add("--batch-size", type=count, metavar="N", help="default: 64")
-    add("--device", help="as for train.py (default: auto)")
-    add("--num", type=count, metavar="N", help="most pictures a side in evaluating (default: 2500)")
-    add("--name", help="folder of the race in race/ (default: data and budget)")
-    arguments = parser.parse_args(argv)
-    check(arguments)
-    return arguments
-
-
-def check(arguments: argparse.Namespace) -> None:
-    """Refuse arguments that make no sense together.
-
-    Raises:
-        InputError: which, and why.
-    """
-    given = [name for name in RACE if getattr(arguments, name) is not None]
-    if given and not arguments.race:
-        raise InputError(f"--{given[0].replace('_', '-')} is for --race")
-    if arguments.race and bool(arguments.seconds) == bool(arguments.images):
-        raise InputError("--race needs a budget: --seconds or --images, one of the two")
-    if arguments.race and (arguments.runs or arguments.out or arguments.smoothing is not None):
-        raise InputError("--race makes its own runs and page: name no RUN, --out or --smoothing")
-    for name in ("seeds", "image_size", "width", "batch_size", "num"):
-        if getattr(arguments, name) == 0:
-            raise InputError(f"--{name.replace('_', '-')} must be above 0")
-    if arguments.out and arguments.out.suffix.lower() not in (".html", ".htm"):
-        raise InputError(f"--out {arguments.out}: the page is an .html file")
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="path or name of a run, or a model")
+    parser.add_argument("--out", type=Path, default="compare.html", help="default: compare.html")
+    return parser.parse_args(argv)
 
 
 def main() -> None:
-    """Compare the runs, or hold the race, that the command line asks for."""
+    """Compare the runs that the command line names."""
     arguments = parse_arguments()
-    if arguments.race:
-        hold_race(arguments)
-        return
-    runs = read_runs(chosen_runs(arguments.runs))
-    print_tables(runs)
-    from compare_page import write_page  # slow to import
-
-    out = arguments.out or Path("compare.html")
-    write_page(runs, out, SMOOTHING if arguments.smoothing is None else arguments.smoothing)
-    print(f"wrote {out}: {len(runs)} runs, {out.stat().st_size / 1e6:.1f} MB")
+    paths = [folders.find_run(text) for text in arguments.runs]
+    if not arguments.runs:
+        models = sorted(file.parent for file in folders.TOP.glob("*/train.py"))
+        paths = [run for model in models for run in folders.runs_in(model)[-1:]]
+    if not paths:
+        raise folders.InputError("there is no run to compare yet; train.py starts one")
+    runs = read_runs(paths)
+    print(table(runs).to_string(line_width=shutil.get_terminal_size().columns))
+    write_page(runs, arguments.out, f"Comparison of {len(runs)} run{'s' * (len(runs) != 1)}")
+    print(f"wrote {arguments.out}")
 
 
 if __name__ == "__main__":
-    with plain_errors():
+    with folders.plain_errors():
         main()

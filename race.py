@@ -1,369 +1,260 @@
-"""The race behind compare.py --race: models trained one after another under the same conditions.
+"""Train the models one after another under equal conditions, evaluate each run, and compare.
 
-A race is a folder, race/NAME/:
+Equal for all are the images, the held-out images, image size, widths, minibatch and budget, in
+seconds of training or in images shown. What the papers set differently, such as the learning
+rate, is each model's own, from its quick.json. Equal widths do not mean equal sizes: a width
+counts feature maps in three models and hidden units in the simple GAN.
 
-    race.json              conditions, machine, what failed; at the end the means
-    MODEL-SEED/            a run folder for each
-    race.csv               a row for each run
-    race.html, race.gif    the page, and one seed of every model side by side
+A race lies in race/NAME/: race.json (conditions, machine, failures, means), race.csv (a row for
+each run), race.html (the page), race.gif (the models side by side) and the run folders. If it is
+interrupted, the same command continues it.
+
+Examples:
+    python race.py --seconds 300 --seeds 3 --data faces
+    python race.py --images 200000 --models WGAN WGAN-GP --width 64
 """
 
+import argparse
 import json
 import os
-import platform
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
-from functools import partial
+import time
+from datetime import datetime, timedelta
+from html import escape
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
+import pandas as pd
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from compare_tables import read_evaluation, read_rows
-from runs import FORMAT, TOP, InputError, images_per_step, read_facts, write_aside
+import runs as folders
+from compare import numbers_of, read_runs, show, write_page
+from runs import MODELS, TOP, InputError
 
-RACES = TOP / "race"
-EVALUATE = (sys.executable, str(TOP / "evaluate.py"))
-TRIAL = 3  # seconds that each model is tried for
-ROWS, FRAMES, CHECKPOINTS = 150, 60, 10  # of each run, about
-REQUESTS: list[int] = []  # to stop; code written in C can lose the exception that each raises
-STOPPED = {128 + signal.SIGINT, 128 + signal.SIGTERM, 129}  # exit codes of a run that was saved
+NAMED = ("faces", "mnist", "fashion-mnist", "cifar10", "celeba")  # any other --data is a path
+EQUAL = ("data", "hold_out", "image_size", "batch_size", "device")  # by the same name in train.py
+EVERY = {"log": 150, "frame": 60, "checkpoint": 10}  # about so many in each run
 
 
-@dataclass(frozen=True)
-class Race:
-    """What is raced, and where."""
-
-    name: str
-    models: tuple[str, ...]
-    seeds: int
-    seconds: float  # of training for each run, or
-    images: int  # real images for each run; one of the two is 0
-    data_dir: str
-    conditions: dict[str, Any]  # data, hold_out, image_size, width, batch_size, device, num
-
-    @property
-    def folder(self) -> Path:
-        """Where all of it lies."""
-        return RACES / self.name
-
-    def budget(self) -> str:
-        """Say how much training each run gets."""
-        return f"{self.images:,} images" if self.images else f"{self.seconds:g} seconds"
-
-    def runs(self) -> list[tuple[str, int, Path]]:
-        """List model, seed and folder of the runs: all models with one seed, then with the next."""
-        pairs = ((model, seed) for seed in range(self.seeds) for model in self.models)
-        return [(model, seed, self.folder / f"{model}-{seed}") for model, seed in pairs]
-
-
-def hold(race: Race) -> dict[str, Any]:
-    """Train and evaluate all runs, or what is left to do, and return what race.json holds.
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line.
 
     Raises:
-        InputError: a setting cannot be used, the folder holds a race under other conditions, or
-            another race is going on.
-        SystemExit: interrupted; what was trained is kept.
+        InputError: The settings do not make a race.
     """
-    RACES.mkdir(parents=True, exist_ok=True)
-    try:
-        # two at a time would take each other's time
-        with signals_interrupt(), FileLock(RACES / ".lock", timeout=0):
-            record = open_race(race)
-            train_all(race, record)
-            evaluate_all(race, record)
-            return record
-    except Timeout:
-        raise InputError(f"another race is going on in {RACES}") from None
-    except KeyboardInterrupt:
-        print("stopped; what was trained is kept, and the same command goes on from there")
-        raise SystemExit(128 + signal.SIGINT) from None
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
+    add = parser.add_argument
+    add("--seconds", type=float, default=0.0, help="training time of each run; this or --images")
+    add("--images", type=int, default=0, help="real images that each run is shown")
+    add("--seeds", type=int, default=3, help="runs of each model (default: 3)")
+    add("--models", nargs="+", choices=MODELS, default=MODELS, metavar="MODEL", help="default: all")
+    add("--data", default="faces", help=f"{', '.join(NAMED)}, a folder or a zip (default: faces)")
+    add("--data-dir", default=TOP / "race" / "data", help="for downloads and decoded images")
+    add("--hold-out", type=int, default=1000, help="images kept for evaluation (default: 1000)")
+    add("--image-size", type=int, default=32, help="side in pixels (default: 32)")
+    add("--width", type=int, default=32, help="--g-width and --d-width of all (default: 32)")
+    add("--batch-size", type=int, default=64, help="default: 64")
+    add("--device", default="auto", help="as for train.py (default: auto)")
+    add("--num", type=int, default=2500, help="most images in an evaluation (default: 2500)")
+    add("--name", default="", help="folder in race/ (default: data and budget)")
+    race = parser.parse_args(argv)
+    if (race.seconds > 0) == (race.images > 0) or race.seeds < 1:
+        raise InputError("a race needs --seconds or --images, one of the two, and --seeds from 1")
+    race.budget = f"{race.images} images" if race.images else f"{race.seconds:g} s"
+    race.data = race.data if race.data in NAMED else str(Path(race.data).resolve())
+    race.data_dir = Path(race.data_dir).resolve()
+    race.models = list(dict.fromkeys(race.models))
+    name = race.name or f"{Path(race.data).stem}-{race.budget.replace(' ', '')}"
+    race.folder = TOP / "race" / name
+    pairs = [(model, seed) for seed in range(race.seeds) for model in race.models]
+    race.runs = [(model, seed, race.folder / f"{model}-{seed}") for model, seed in pairs]
+    return race
 
 
-@contextmanager
-def signals_interrupt() -> Iterator[None]:
-    """Let requests to stop do what Ctrl-C does, and keep them."""
-
-    def interrupt(number: int, _: Any) -> None:
-        REQUESTS.append(number)
-        raise KeyboardInterrupt
-
-    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {n: signal.signal(getattr(signal, n), interrupt) for n in names}
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)
-        REQUESTS.clear()
-
-
-def open_race(race: Race) -> dict[str, Any]:
-    """Begin a race, or read the record of one that has begun; try out models that are new to it.
+def open_race(race: argparse.Namespace) -> dict:
+    """Begin a race, or read the record of one to continue; try out the models new to it.
 
     Raises:
-        InputError: it has begun under other conditions or on another machine, or train.py
-            refuses a setting.
+        InputError: It began under other conditions, or a script refuses a setting.
     """
     now = {
         "budget": {"seconds": race.seconds, "images": race.images},
-        "conditions": race.conditions,
-        "machine": machine(),
-        "own": {f"{m}/quick.json": read_quick(m) for m in race.models},
+        "conditions": {name: getattr(race, name) for name in (*EQUAL, "width", "num")},
+        "machine": {"cpus": os.cpu_count(), "torch": version("torch")},
+        "own": {f"{m}/quick.json": folders.read_json(TOP / m / "quick.json") for m in MODELS},
     }
-    record = {"format": FORMAT, "started": datetime.now().isoformat(), "finished": None}
-    record |= now | {"pace": {}, "failed": {}, "evaluated": {}}
+    record = {"format": folders.FORMAT, "started": datetime.now().isoformat(), **now, "pace": {}}
     if (race.folder / "race.json").is_file():
-        record = read_record(race.folder, now)
-        record["own"] |= now["own"]
-    new = [model for model in race.models if model not in record["pace"]]
-    if new:
-        print(f"trying out  {', '.join(new)}")
-    for model in tqdm(new, "trying", leave=False, disable=None):
-        record["pace"][model], record["machine"]["device"] = try_out(race, model)
-    save(race, record)
+        record = folders.read_json(race.folder / "race.json")
+        for part in now:
+            if record.get(part) != now[part]:
+                began = f"{race.folder} began with {part} {record.get(part)}"
+                raise InputError(f"{began}, not {now[part]}; take another --name")
+    record["failed"] = {}  # these are tried again
+    for model in race.models:
+        if model not in record["pace"]:
+            print(f"trying out {model}")
+            record["pace"][model] = try_out(race, model)
+    with folders.write_aside(race.folder / "race.json") as file:
+        file.write(json.dumps(record, indent=2).encode())
     return record
 
 
-def read_record(folder: Path, now: dict[str, dict]) -> dict[str, Any]:
-    """Read race.json of a race that goes on under the conditions of `now`.
-
-    Raises:
-        InputError: they are others than its own, or the file is damaged.
-    """
-    file = folder / "race.json"
-    try:
-        record = json.loads(file.read_text())
-        wrong = [
-            f"{name} was {record[part][name]} and is now {value}"
-            for part, values in now.items()
-            for name, value in values.items()
-            if record[part].get(name, value) != value
-        ]
-        if record["format"] != FORMAT:
-            raise InputError(f"{file}: its format is {record['format']}, not {FORMAT}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{file} is damaged ({error})") from None
-    if wrong:
-        changes = "; ".join(wrong)
-        raise InputError(f"{folder} was begun otherwise: {changes}. Take another --name")
-    return record
-
-
-def read_quick(model: str) -> dict[str, Any]:
-    """Read the settings that are a model's own, except for what a race sets."""
-    return json.loads((TOP / model / "quick.json").read_text())
-
-
-def save(race: Race, record: dict[str, Any]) -> None:
-    """Write race.json."""
-    with write_aside(race.folder / "race.json") as file:
-        file.write((json.dumps(record, indent=2) + "\n").encode())
-
-
-def machine() -> dict[str, Any]:
-    """Describe what the times of a race hang on, as far as it is known without torch."""
-    return {
-        "cpus": os.cpu_count(),
-        "threads": os.environ.get("OMP_NUM_THREADS", "torch's choice"),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "torch": version("torch"),
-    }
-
-
-def try_out(race: Race, model: str) -> tuple[dict[str, int], str]:
-    """Train a model for a moment, in a folder that is then deleted: is it accepted, and how fast?
+def try_out(race: argparse.Namespace, model: str) -> dict[str, float]:
+    """Train and evaluate a model for a moment, in a folder that is then deleted.
 
     Returns:
-        `images_per_step` and about how many `steps` its budget is; and the device.
-
-    Raises:
-        InputError: train.py refuses a setting, or fails.
+        About how many `steps` and `seconds` of training the budget is, and the `overhead` of each
+        run: the seconds in which it starts and is evaluated.
     """
-    limit = ["--max-steps", 1] if race.images else ["--max-seconds", min(TRIAL, race.seconds)]
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = settings(race, model, 0) + limit
-        code, reason = run_child(model, [*arguments, "--runs-dir", folder, "--name", "trial"])
-        if code in STOPPED:
-            raise KeyboardInterrupt
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as place:
+        run = Path(place) / "trial"
+        code, reason = hold_one(race, (model, 0, run), ["--max-seconds=3"], tqdm(disable=True))
         if code:
             raise InputError(f"{model}: {reason}")
-        run = Path(folder) / "trial"
-        each, last = images_per_step(run), read_rows(run).iloc[-1]
-        device = read_facts(run)["device"]
-    if 0 < race.images < each:
-        raise InputError(f"--images {race.images}: one step of {model} shows {each}")
-    steps = race.images // each if race.images else last["step"] / last["seconds"] * race.seconds
-    return {"images_per_step": each, "steps": max(1, round(steps))}, device
+        each, last = folders.images_per_step(run), numbers_of(read_runs([run])[0])
+    overhead, a_step = time.monotonic() - began - last["seconds"], last["seconds"] / last["step"]
+    steps = max(1, race.images // each if race.images else round(race.seconds / a_step))
+    return {"steps": steps, "seconds": steps * a_step, "overhead": overhead}
 
 
-def settings(race: Race, model: str, seed: int) -> list[Any]:
-    """Return the settings that all runs share; the others are the model's own, of quick.json."""
-    same, width = race.conditions, race.conditions["width"]
-    return [
-        *("--config", "quick.json", "--data", same["data"], "--data-dir", race.data_dir),
-        *("--hold-out", same["hold_out"], "--image-size", same["image_size"]),
-        *("--g-width", width, "--d-width", width, "--batch-size", same["batch_size"]),
-        *("--device", same["device"], "--seed", seed, "--epochs", 10**6),
-    ]
+def state_of(run: Path) -> tuple[bool, bool]:
+    """Return whether a run is trained to its end, and whether its last evaluation is of that."""
+    if not (run / "run.json").exists():
+        return False, False
+    known = read_runs([run])[0]
+    asked = {"step": numbers_of(known)["step"], "seed": 0}
+    return bool(known.facts.get("finished")), asked.items() <= known.evaluation.items()
 
 
-def train_all(race: Race, record: dict[str, Any]) -> None:
-    """Train every run that is not finished, one at a time so that none takes another's time.
+def hold_one(race: argparse.Namespace, which: tuple, limits: list, bar: tqdm) -> tuple[int, str]:
+    """Start or resume a run, unless it is finished, and evaluate it; see `run_child`."""
+    model, seed, run = which
+    if not state_of(run)[0]:
+        resumed = any(run.glob("checkpoint*.pt"))
+        if not resumed:
+            shutil.rmtree(run, ignore_errors=True)  # interrupted before its first checkpoint
+        command = [TOP / model / "train.py", "--config=quick.json", "--epochs=1000000"]
+        command += [f"--seed={seed}", f"--g-width={race.width}", f"--d-width={race.width}"]
+        command += [f"--{n.replace('_', '-')}={getattr(race, n)}" for n in (*EQUAL, "data_dir")]
+        command += [f"--runs-dir={run.parent}", f"--{'resume' if resumed else 'name'}={run.name}"]
+        code, reason = run_child(command + limits, bar)
+        if code:
+            return code, reason
+    how = ["--seed=0", f"--num={race.num}", f"--device={race.device}"]
+    return run_child([TOP / "evaluate.py", run, *how], bar)
 
-    Raises:
-        InputError: train.py refuses a setting.
-        KeyboardInterrupt: asked to stop; the run is saved.
+
+def run_child(command: list, bar: tqdm) -> tuple[int, str]:
+    """Run a script to its end; return its exit code, and the last line of its complaints.
+
+    If this program is interrupted, the script is asked to stop and waited for: a training saves.
     """
-    unit, each = ("images", race.images) if race.images else ("seconds", race.seconds)
-    form = "{desc} {percentage:3.0f}%|{bar}| {n:,.0f}/{total:,.0f} {unit} [{elapsed}<{remaining}]"
-    runs = race.runs()
-    bar = tqdm(total=len(runs) * each, unit=unit, bar_format=form, disable=None)
-
-    def show(before: int, run: Path) -> None:
-        bar.n = before * each + min(each, progress(run, unit))
-        bar.refresh()
-
-    with bar:
-        for i, (model, seed, run) in enumerate(runs):
-            if is_finished(run) or (run.name in record["failed"] and run.exists()):
-                continue
-            bar.set_description_str(f"{model}, seed {seed} ({i + 1}/{len(runs)})")
-            record["failed"].pop(run.name, None)
-            code, reason = train(race, record, model, seed, run, partial(show, i, run))
-            if code in STOPPED:
-                raise KeyboardInterrupt
-            if code == 2:
-                raise InputError(f"{run}: {reason}")
-            if code:
-                record["failed"][run.name] = reason
-                save(race, record)
-            bar.write(line_of(run, record))
-
-
-def line_of(run: Path, record: dict[str, Any]) -> str:
-    """Say how a run has ended."""
-    if run.name in record["failed"]:
-        return f"failed      {run.name}: {record['failed'][run.name]}"
-    counts = {name: progress(run, name) for name in ("step", "images", "seconds")}
-    return "finished    {}: {step:,.0f} steps, {images:,.0f} images, {seconds:,.0f} s".format(
-        run.name, **counts
-    )
-
-
-def is_finished(run: Path) -> bool:
-    """Say whether the training of a run has come to its end."""
-    return (run / "run.json").is_file() and bool(read_facts(run).get("finished"))
-
-
-def progress(run: Path, column: str) -> float:
-    """Return the last value of a counter in metrics.csv; 0 before the first."""
-    values = read_rows(run)[column]
-    return float(values.iloc[-1]) if len(values) else 0.0
-
-
-def train(
-    race: Race, record: dict[str, Any], model: str, seed: int, run: Path, watch: Callable
-) -> tuple[int, str]:
-    """Start a run, or resume it where it has a checkpoint; return what `run_child` does."""
-    where = ["--runs-dir", race.folder.resolve()]
-    if any(run.glob("checkpoint*.pt")):
-        return run_child(model, ["--resume", run.name, *where], watch)
-    if run.exists():
-        shutil.rmtree(run)  # interrupted before its first checkpoint: nothing is lost
-    pace = record["pace"][model]
-    limit = ["--max-steps", pace["steps"]] if race.images else ["--max-seconds", race.seconds]
-    parts = {"log": ROWS, "frame": FRAMES, "checkpoint": CHECKPOINTS}
-    for name, count in parts.items():
-        limit += [f"--{name}-every", max(1, pace["steps"] // count)]
-    arguments = [*settings(race, model, seed), *limit, *where, "--name", run.name]
-    return run_child(model, arguments, watch)
-
-
-def run_child(
-    model: str, arguments: Sequence[Any], watch: Callable[[], None] = lambda: None
-) -> tuple[int, str]:
-    """Run train.py of a model."""
-    return run_program([sys.executable, "train.py", *arguments], TOP / model, watch)
-
-
-def run_program(
-    command: Sequence[Any], cwd: Path, watch: Callable[[], None] = lambda: None
-) -> tuple[int, str]:
-    """Run a program to its end; a request to stop is passed on to it, and it may finish its step.
-
-    Args:
-        command: program and arguments.
-        cwd: the folder to run it in.
-        watch: called about twice a second.
-
-    Returns:
-        Its exit code, and the last line of its complaints.
-
-    Raises:
-        KeyboardInterrupt: asked to stop; the program has ended.
-    """
-    asked = told = 0  # how often to stop
-    with tempfile.TemporaryFile("w+") as errors:
-        child = subprocess.Popen(
-            [str(word) for word in command],
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=errors,
-            start_new_session=True,  # so that Ctrl-C reaches it once, from here
-        )
+    # A terminal sends Ctrl-C to a whole group. The script hears of it from here, once.
+    group, stop = {"start_new_session": True}, signal.SIGTERM
+    if sys.platform == "win32":
+        group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+        stop = signal.CTRL_BREAK_EVENT
+    words, quiet = [sys.executable, *map(str, command)], subprocess.DEVNULL
+    with tempfile.TemporaryFile("w+", errors="replace") as errors:
+        child = subprocess.Popen(words, stdin=quiet, stdout=quiet, stderr=errors, **group)
         try:
             while child.poll() is None:
-                try:
-                    watch()
-                    child.wait(0.5)
-                except subprocess.TimeoutExpired:
-                    pass
-                except KeyboardInterrupt:
-                    asked += 1
-                asked = max(asked, len(REQUESTS))
-                if told < asked:
-                    told += 1
-                    child.send_signal(signal.SIGINT)
-        finally:
-            if child.poll() is None:
-                child.terminate()
-                child.wait()
+                time.sleep(0.2)
+                bar.update(0.2)
+        except BaseException:
+            child.send_signal(stop)
+            child.wait()
+            raise
         errors.seek(0)
-        lines = [line.strip() for line in errors if line.strip()]
-    if asked or REQUESTS:
+        lines = errors.read().strip().splitlines() or [f"exit code {child.returncode}"]
+    if child.returncode > 128:  # somebody asked it to stop, and it has saved
         raise KeyboardInterrupt
-    if child.returncode < 0:
-        lines.append(f"killed by signal {-child.returncode}")
-    last = lines[-1] if lines else ""
-    return child.returncode, last.partition(": error: ")[2] or last
+    return child.returncode, lines[-1].partition(": error: ")[2] or lines[-1]
 
 
-def evaluate_all(race: Race, record: dict[str, Any]) -> None:
-    """Have evaluate.py measure every finished run whose last evaluation is not the race's own."""
-    same, dates = race.conditions, record["evaluated"]
+def hold(race: argparse.Namespace, record: dict) -> None:
+    """Train and evaluate what is left, one run at a time so that none takes another's time."""
+    todo = [which for which in race.runs if not all(state_of(which[2]))]
+    paces = [record["pace"][model] for model, *_ in todo]
+    left = sum(pace["seconds"] + pace["overhead"] for pace in paces)
+    in_all = timedelta(seconds=round(left))
+    print(f"runs left: {len(todo)} of {len(race.runs)}; about {in_all} with start and evaluation")
+    with tqdm(total=left, bar_format="{desc} |{bar}| {remaining} left", disable=None) as bar:
+        for which, pace in zip(todo, paces, strict=True):
+            name, end = which[2].name, bar.n + pace["seconds"] + pace["overhead"]
+            bar.set_description_str(name)
+            budget = f"steps={pace['steps']}" if race.images else f"seconds={race.seconds}"
+            every = [f"--{part}-every={max(1, pace['steps'] // n)}" for part, n in EVERY.items()]
+            code, reason = hold_one(race, which, [f"--max-{budget}", *every], bar)
+            if code:
+                record["failed"][name] = reason
+            bar.n = end
+            outcome = f"{name} failed: {reason}" if code else f"{name} finished"
+            bar.write(f"{outcome}; about {timedelta(seconds=round(bar.total - end))} left")
 
-    def date(run: Path) -> str | None:
-        return (read_evaluation(run) or {}).get("date")
 
-    finished = [run for *_, run in race.runs() if is_finished(run)]
-    todo = [run for run in finished if run.name not in dates or dates[run.name] != date(run)]
-    for run in tqdm(todo, "evaluating", unit="run", disable=None):
-        how = ["--num", same["num"], "--seed", 0, "--device", same["device"]]
-        code, reason = run_program([*EVALUATE, run.resolve(), *how], TOP)
-        if code:
-            tqdm.write(f"not evaluated: {run.name}: {reason}")
-        else:
-            dates[run.name] = date(run)
-            save(race, record)
+def report(race: argparse.Namespace, record: dict) -> None:
+    """Write race.csv, the means into race.json, race.html and race.gif, and print the means."""
+    runs = read_runs([run for *_, run in race.runs if (run / "run.json").is_file()])
+    rows = pd.DataFrame([numbers_of(run) for run in runs])
+    rows.insert(0, "failed", [record["failed"].get(run.path.name, "") for run in runs])
+    rows.insert(0, "seed", [run.settings["seed"] for run in runs])
+    rows.insert(0, "model", [run.model for run in runs])
+    with folders.write_aside(race.folder / "race.csv") as file:
+        file.write(rows.to_csv(index=False).encode())
+    whole = rows[rows["failed"] == ""].rename(columns={"step": "steps"})
+    floors = whole.filter(regex="_floor$").mean()
+    names = whole.columns[3:].difference(floors.index, sort=False)
+    shown, record["means"] = {}, {}
+    for model, own in whole.groupby("model", sort=False):
+        stats = own[names].agg(["mean", "std"]).rename(index={"std": "spread"})
+        record["means"][model] = {"runs": len(own)} | json.loads(stats.to_json(double_precision=15))
+        stats.loc["spread"] = stats.loc["spread"].map("{:.2g}".format).astype(float)
+        texts = stats.map(show).agg(" ± ".join).str.removesuffix(" ± -")
+        shown[model] = {"runs": len(own), **texts}
+    shown["floor"] = floors.rename(lambda name: name.removesuffix("_floor")).map(show)
+    record |= {"finished": datetime.now().isoformat(), "seeds": race.seeds}
+    with folders.write_aside(race.folder / "race.json") as file:
+        file.write(json.dumps(record, indent=2).encode())
+    table = pd.DataFrame(shown).reindex(["runs", *names]).fillna("")
+    notes = [f"{name} failed: {reason}" for name, reason in record["failed"].items()]
+    notes += ["mean ± sample standard deviation over seeds"] * (race.seeds > 1)
+    texts = [*notes, __doc__.split("\n\n")[1], str(record["conditions"])]
+    first = table.to_html(border=0) + "".join(f"<p>{escape(text)}</p>" for text in texts)
+    write_page(runs, race.folder / "race.html", f"Race {race.folder.name}", first)
+    print(table.to_string(line_width=shutil.get_terminal_size().columns), *notes, sep="\n")
+    firsts = {run.model: run.path for run in reversed(runs)}.values()
+    command = [TOP / "make_gif.py", "--side-by-side", *firsts, "--out", race.folder / "race.gif"]
+    code, reason = run_child(command, tqdm(disable=True))
+    print(f"wrote {race.folder}" + f", but no race.gif: {reason}" * bool(code))
+
+
+def main() -> None:
+    """Hold the race that the command line asks for."""
+    race = parse_arguments()
+    for name in ("SIGTERM", "SIGHUP", "SIGBREAK"):  # as Ctrl-C, so that the training is saved
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.default_int_handler)
+    try:
+        with FileLock(race.folder.parent / ".lock", timeout=0):
+            record = open_race(race)
+            hold(race, record)
+            report(race, record)
+    except Timeout:
+        raise InputError(f"another race is going on in {race.folder.parent}") from None
+    except KeyboardInterrupt:
+        print("stopped; what was trained is saved, and the same command continues")
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    with folders.plain_errors():
+        main()

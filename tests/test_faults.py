@@ -1,0 +1,494 @@
+"""What goes wrong around a training: kills, signals, full disks, damaged and hostile files."""
+
+import importlib
+import io
+import itertools
+import os
+import pickle
+import random
+import re
+import shlex
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import zipfile
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TOP, load
+from PIL import Image
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+import runs
+
+resource = pytest.importorskip("resource")  # Windows has neither limits nor forks
+TINY = "--image-size 16 --g-width 4 --d-width 4 --z-dim 8 --batch-size 8 --device cpu "
+TINY += "--log-every 1 --frame-every 2 --checkpoint-every 3 --epochs 1000"
+ALONE = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+IMAGES = np.random.default_rng(0).integers(0, 256, (24, 20, 20, 3), np.uint8)
+
+
+def encoded(image: np.ndarray, kind="PNG") -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, kind)
+    return file.getvalue()
+
+
+@pytest.fixture
+def flags(tmp_path):
+    """Write 24 images, and return the flags of a tiny training on them."""
+    (tmp_path / "p").mkdir()
+    for i, image in enumerate(IMAGES):
+        (tmp_path / "p" / f"{i}.png").write_bytes(encoded(image))
+    places = {"--data": "p", "--data-dir": "data", "--runs-dir": "runs"}
+    return TINY.split() + [f"{flag}={tmp_path / name}" for flag, name in places.items()]
+
+
+def train(flags: list[str], more: str, folder="DCGAN") -> Path:
+    """Do in this process what `python train.py` does."""
+    files = load(folder)
+    with files.utils.plain_errors():
+        config = files.utils.parse_config(files.train.Config, [*flags, *more.split()])
+        return files.train.train(config)
+
+
+def go_on(flags: list[str], steps: int, name="cut") -> Path:
+    """Train up to a step: from the run's checkpoint if it has one, else anew."""
+    run = Path(flags[-1].partition("=")[2]) / name
+    begun = any(run.glob("checkpoint*.pt"))
+    if not begun:
+        shutil.rmtree(run, ignore_errors=True)
+    return train(flags, f"--max-steps {steps} {'--resume' if begun else '--name'} {name}")
+
+
+def failure(capsys, *training) -> tuple[int, str]:
+    """Return the exit code of a training that must fail, and the one line that it prints."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        train(*training)
+    (line,) = capsys.readouterr().err.splitlines()
+    return ended.value.code, line
+
+
+def load_images(tmp_path: Path, name="p"):
+    where = str(tmp_path / name), str(tmp_path / "data")
+    return load("DCGAN").data.load_images(*where, 16, "data", 8, 0)
+
+
+def forked(job, after: float | None = None) -> tuple[int, str, str]:
+    """Do a job in a fork of this process, which is killed after so many seconds.
+
+    Returns:
+        Its exit code, or minus the signal that ended it; its output and its errors.
+    """
+    pipes = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            for number, (_, end) in enumerate(pipes, 1):
+                os.dup2(end, number)
+            sys.stdout, sys.stderr = (
+                io.TextIOWrapper(os.fdopen(number, "wb", 0), write_through=True)
+                for number in (1, 2)
+            )
+            threading.excepthook = threading.__excepthook__  # which pytest replaces
+            tqdm.set_lock(threading.RLock())  # forks share the other: a kill locks it for ever
+            job()
+            code = 0
+        except SystemExit as ended:
+            code = ended.code
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    if after is not None:
+        time.sleep(after)
+        os.kill(child, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    for _, end in pipes:
+        os.close(end)
+    return code, *(open(end, errors="replace").read() for end, _ in pipes)
+
+
+def kill_at_write(count: int) -> None:
+    """End this process when so many files have been opened for writing, renamed or removed."""
+    writes = itertools.count(1)
+
+    def watch(event: str, args: tuple) -> None:
+        opened = event == "open" and isinstance(args[2], int) and args[2] & os.O_ACCMODE
+        changed = event in ("os.rename", "os.remove", "os.mkdir")
+        if (opened or changed) and next(writes) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+
+
+def assert_equal(one: Path, other: Path) -> None:
+    """Assert that two runs hold the same but for times and settings, and nothing is left over."""
+    states = [torch.load(run / "checkpoint.pt", weights_only=True) for run in (one, other)]
+    for state in states:
+        del state["seconds"], state["settings"]
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+    held = []
+    for run in (one, other):
+        frames = {file.name: file.read_bytes() for file in (run / "frames").iterdir()}
+        lines = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]
+        rows = [line[:3] + line[4:] for line in lines]
+        held.append(((run / "generator.safetensors").read_bytes(), frames, rows))
+    assert held[0] == held[1]
+    assert {path.name for path in other.rglob(".*")} == {".lock"}
+
+
+# ---- kills and signals ----
+
+
+def test_a_run_killed_at_any_moment_ends_like_one_that_was_not(flags):
+    rng, codes = random.Random(0), {"write": [], "time": []}
+    whole = train(flags, "--max-steps 40 --name whole")
+    for trial in range(14):
+        kind, moment = ("write", rng.randint(1, 60)) if trial % 2 else ("time", rng.random() / 2)
+
+        def job(kind=kind, moment=moment):
+            if kind == "write":
+                kill_at_write(moment)
+            go_on(flags, 40)
+
+        code, _, said = forked(job, moment if kind == "time" else None)
+        assert code in (0, -signal.SIGKILL), said
+        codes[kind].append(code)
+        if code == 0:
+            assert_equal(whole, whole.with_name("cut"))
+            shutil.rmtree(whole.with_name("cut"))
+    assert codes["write"].count(-9) > 2 and codes["time"].count(-9) > 2
+    assert_equal(whole, go_on(flags, 40))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_finishes_the_step_and_a_second_ends_at_once(
+    flags, number, tmp_path, capsys, monkeypatch
+):
+    files, kills = load("DCGAN"), {5: 1, 8: 2}  # how many come in which step
+    step, steps = files.train.generator_step, itertools.count(1)
+
+    def interrupted(*args):
+        for _ in range(kills.get(next(steps), 0)):
+            os.kill(os.getpid(), number)
+        return step(*args)
+
+    monkeypatch.setattr(files.train, "generator_step", interrupted)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        train([*flags[:-1], "--runs-dir=runs"], "--max-steps 12 --name cut")
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert ended.value.code == 128 + number and last.startswith("stopped     after 5 steps")
+    expected = ["python", TOP / "DCGAN" / "train.py", "--resume", "cut", "--runs-dir", "runs"]
+    expected[-1] = tmp_path / "runs"
+    assert shlex.split(last.partition("to resume: ")[2]) == list(map(str, expected))
+    code, line = failure(capsys, flags, "--max-steps 12 --resume cut")
+    assert code == 130 and "interrupted" in line
+    monkeypatch.undo()
+    assert_equal(train(flags, "--max-steps 12 --name whole"), go_on(flags, 12))
+
+
+@pytest.mark.parametrize("module", ["dataclasses", "torch.nn", "filelock"])
+def test_ctrl_c_while_modules_are_imported_shows_no_traceback(module):
+    command = [sys.executable, "-X", "importtime", TOP / "DCGAN" / "train.py"]
+    with subprocess.Popen(command, env=ALONE, stderr=subprocess.PIPE, text=True) as training:
+        while not training.stderr.readline().endswith(f" {module}\n"):
+            assert training.poll() is None
+        training.send_signal(signal.SIGINT)
+        said = training.stderr.read()
+    assert training.returncode in (130, -signal.SIGINT) and "Traceback" not in said
+
+
+# ---- full disks and full memory ----
+
+
+def test_a_full_disk_is_one_line_and_costs_nothing_that_was_saved(flags):
+    whole, named = train(flags, "--max-steps 9 --name whole"), set()
+    cut = whole.with_name("cut")
+    limits = 100, 440, 1000, 8000, 11_000, 35_000, 65_000  # what fits grows from case to case
+    for begun, limit in [*itertools.product((0, 6), limits)][:-1]:
+
+        def job(limit=limit):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            go_on(flags, 9)
+
+        if begun:
+            go_on(flags, begun)
+        code, _, said = forked(job)
+        assert code == 1 and said.count("\n") == 1 and "File too large" in said, said
+        named.add(re.search(f"{cut}\\S*", said)[0])
+        saved = [torch.load(f, weights_only=True)["step"] for f in cut.glob("checkpoint*.pt")]
+        assert max(saved, default=0) >= begun
+        assert_equal(whole, go_on(flags, 9))
+        shutil.rmtree(cut)
+    assert len(named) >= 5, named
+
+
+def test_a_disk_that_fills_up_while_images_are_decoded_is_one_line(flags, tmp_path):
+    def job():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+        train(flags, "")
+
+    code, _, said = forked(job)
+    assert code == 1 and said.count("\n") == 1 and "File too large" in said
+    assert str(tmp_path / "data" / "cache") in said and not (tmp_path / "runs").exists()
+    assert [file.suffix for file in (tmp_path / "data" / "cache").iterdir()] == [".lock"]
+    assert len(load_images(tmp_path).images) == 24
+
+
+def test_a_network_that_no_memory_holds_is_one_line(flags):
+    def job():
+        resource.setrlimit(resource.RLIMIT_AS, (2**34, 2**34))
+        train(flags, "--g-width 16384")  # one layer alone takes 34 GB
+
+    code, _, said = forked(job)
+    assert code == 1 and said.count("\n") == 1 and "memory" in said
+
+
+# ---- damaged files ----
+
+
+def flip(raw: bytes) -> bytes:
+    middle = len(raw) // 2
+    return raw[:middle] + bytes([raw[middle] ^ 1]) + raw[middle + 1 :]
+
+
+DAMAGE = [
+    ("checkpoint.pt", lambda raw: raw[:-1000]),
+    ("checkpoint.pt", flip),
+    ("checkpoint.pt", lambda raw: b""),
+    ("checkpoint.pt", lambda raw: pickle.dumps({"step": 6})),
+    ("metrics.csv", lambda raw: raw + b"x,1\n\xff\n9,9,9\n-1\n7,0.2"),
+    ("generator.safetensors", lambda raw: b""),
+    ("train.log", lambda raw: b"\xff"),
+    ("events.*", lambda raw: raw[:-10]),
+]
+
+
+def test_resuming_is_exact_with_any_one_file_damaged(flags):
+    whole, saved = (train(flags, f"--max-steps {n} --name {n}") for n in (9, 6))
+    for name, change in DAMAGE:
+        cut = shutil.copytree(saved, saved.with_name("cut"))
+        (file,) = cut.glob(name)
+        file.write_bytes(change(file.read_bytes()))
+        assert_equal(whole, go_on(flags, 9))
+        passed_over = "checkpoint.pt: " in (cut / "train.log").read_text(errors="replace")
+        assert passed_over == (name == "checkpoint.pt")
+        shutil.rmtree(cut)
+
+
+class Bomb:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_checkpoints_that_are_none_are_one_line_and_run_no_code(flags, tmp_path, capsys):
+    run, bomb = train(flags, "--max-steps 6 --name cut"), Bomb(tmp_path / "executed")
+    state, both = torch.load(run / "checkpoint.pt"), ("checkpoint.pt", "checkpoint.before.pt")
+    for write in (
+        lambda file: file.write_bytes(b""),
+        lambda file: file.write_bytes(pickle.dumps(bomb)),
+        lambda file: torch.save(state | {"bomb": bomb}, file),
+        lambda file: torch.save(bomb, file, _use_new_zipfile_serialization=False),
+        lambda file: torch.save({"weight": torch.zeros(3)}, file),
+        lambda file: torch.save([1, 2], file),
+    ):
+        for name in both:
+            write(run / name)
+        code, line = failure(capsys, flags, "--max-steps 9 --resume cut")
+        assert code == 1 and all(f"{name}: " in line for name in both) and str(run) in line
+    torch.save(state | {"generator": {}}, run / "checkpoint.pt")
+    assert failure(capsys, flags, "--max-steps 9 --resume cut")[0] == 1
+    assert not (tmp_path / "executed").exists()
+
+
+JUNK = [b"", b"[1]", b'{"a": ', b"\xff\xfe", b"[" * 100_000, b"text"]
+
+
+def test_damaged_json_is_named_when_a_run_is_resumed(flags, capsys):
+    run = train(flags, "--max-steps 3 --name cut")
+    for name in ("run.json", "parameters.json"):
+        good = (run / name).read_bytes()
+        for content in (*JUNK, b'{"learning_rate": 1}'):
+            (run / name).write_bytes(content)
+            code, line = failure(capsys, flags, "--max-steps 6 --resume cut")
+            assert code == 2 and (str(run / name) in line or "run of None" in line)
+        (run / name).write_bytes(good)
+    code, line = failure(capsys, flags, "--resume cut", "WGAN-GP")
+    assert code == 2 and "run of DCGAN" in line
+    (shutil.copytree(run, run.with_name("other")) / "run.json").write_bytes(b"")
+    go_on(flags, 6)  # which has nothing to do with the other
+
+
+READS = {
+    "generate": ["generator.safetensors"],
+    "evaluate": ["generator.safetensors", "run.json", "parameters.json"],
+    "doctor": ["run.json", "parameters.json"],
+    "compare": ["run.json", "parameters.json"],
+}
+
+
+@pytest.mark.parametrize("script", READS)
+def test_scripts_name_damaged_files(script, flags, tmp_path, capsys, monkeypatch):
+    run, main = train(flags, "--max-steps 3 --name a"), importlib.import_module(script).main
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", str(run)])
+    save_file({"weight": torch.zeros(3)}, tmp_path / "foreign")
+    bomb = pickle.dumps(Bomb(tmp_path / "executed"))
+    for name in READS[script]:
+        good = (run / name).read_bytes()
+        for content in (*JUNK, bomb, good[:-9], (tmp_path / "foreign").read_bytes()):
+            (run / name).write_bytes(content)
+            capsys.readouterr()
+            with pytest.raises(SystemExit) as ended, runs.plain_errors():
+                main()
+            (line,) = capsys.readouterr().err.splitlines()
+            assert ended.value.code == 2 and str(run / name) in line
+        (run / name).write_bytes(good)
+    assert not (tmp_path / "executed").exists()
+
+
+# ---- hostile images and zips ----
+
+
+def png(width: int, height: int, rows: bytes) -> bytes:
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    parts = [(b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    whole = b"\x89PNG\r\n\x1a\n"
+    for kind, body in parts:
+        check = struct.pack(">I", zlib.crc32(kind + body))
+        whole += struct.pack(">I", len(body)) + kind + body + check
+    return whole
+
+
+def hostile_images() -> dict[str, bytes]:
+    jpeg = encoded(IMAGES[0], "JPEG")
+    size = jpeg.index(b"\xff\xc0") + 5
+    return {
+        "bomb.png": png(8000, 8000, bytes(8001 * 8000)),  # 62 kB
+        "huge.png": png(2**31 - 1, 2**31 - 1, b""),
+        "huge.jpg": jpeg[:size] + b"\xff\xff" * 2 + jpeg[size + 4 :],
+        "huge.gif": encoded(IMAGES[0], "GIF")[:6] + b"\xff" * 4 + encoded(IMAGES[0], "GIF")[10:],
+        "text.jpg": b"Dear Sir or Madam,",
+        "cut.jpg": jpeg[: len(jpeg) // 2],
+        "empty.png": b"",
+    }
+
+
+def test_hostile_images_are_skipped_by_name_and_training_goes_on(flags, tmp_path, capsys):
+    for name, content in hostile_images().items():
+        (tmp_path / "p" / name).write_bytes(content)
+    os.mkfifo(tmp_path / "p" / "pipe.png")  # reading it would take for ever
+    (tmp_path / "p" / "broken_link.png").symlink_to("nowhere")
+    os.truncate(os.open(tmp_path / "p" / "large.png", os.O_CREAT | os.O_WRONLY), 10**9)
+    (tmp_path / "p" / "folder.png").mkdir()
+    train(flags, "--max-steps 1")
+    out, err = capsys.readouterr()
+    named = {Path(line.split()[1].strip(":")).name for line in err.splitlines()}
+    assert named == {*hostile_images(), "pipe.png", "broken_link.png", "large.png"}
+    assert "images      24 of" in out and "finished" in out and "object at" not in err
+
+
+def test_a_hostile_zip_is_read_without_writing_anything(flags, tmp_path, capsys):
+    place = tmp_path / "in" / "deep"
+    place.mkdir(parents=True)
+    climbing = ["../up.png", "/top.png", "a/../../b.png", r"..\back.png", "C:/disk.png"]
+    with zipfile.ZipFile(place / "x.zip", "w") as archive:
+        archive.writestr("locked.png", encoded(IMAGES[0]))
+        archive.writestr("folder.png/", b"")
+        for name, content in hostile_images().items():
+            archive.writestr(name, content)
+        for i, name in enumerate([*climbing, "1.png", "2.png", "3.png"]):
+            archive.writestr(name, encoded(IMAGES[i]))
+    raw = bytearray((place / "x.zip").read_bytes())
+    table = raw.index(b"PK\1\2")
+    raw[6], raw[table + 8] = raw[6] | 1, raw[table + 8] | 1  # the first is encrypted
+    (place / "x.zip").write_bytes(raw)
+    before = set(tmp_path.rglob("*"))
+    train([*flags, f"--data={place / 'x.zip'}"], "--max-steps 1")
+    out, err = capsys.readouterr()
+    named = {line.split()[1].strip(":") for line in err.splitlines()}
+    assert named == {*hostile_images(), "locked.png"} and "images      8 of" in out
+    new = {path.relative_to(tmp_path).parts[0] for path in set(tmp_path.rglob("*")) - before}
+    assert new == {"data", "runs"}
+    for start, value in ((table, 0), (table + 6, 255), (len(raw) - 9, 255)):
+        (place / "x.zip").write_bytes(raw[:start] + bytes([value]) + raw[start + 1 :])
+        code, line = failure(capsys, [*flags, f"--data={place / 'x.zip'}"], "--max-steps 1")
+        assert code == 2 and f"{place / 'x.zip'}" in line
+
+
+# ---- the cache ----
+
+
+def test_a_killed_decoding_leaves_no_broken_cache(flags, tmp_path):
+    data, whole = load("DCGAN").data, load_images(tmp_path).images.copy()
+    decode = data.decode
+
+    def dying(*args):
+        if "/9.png" in args[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return decode(*args)
+
+    def job():
+        if moment:
+            kill_at_write(moment)
+        else:
+            data.decode = dying  # in the fork alone
+        load_images(tmp_path)
+
+    for moment in range(20):
+        shutil.rmtree(tmp_path / "data")
+        code, _, said = forked(job)
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL, said
+        assert (load_images(tmp_path).images == whole).all()
+        left = {path.suffix for path in (tmp_path / "data" / "cache").iterdir()}
+        assert left == {".bytes", ".json", ".lock"}
+    assert moment > 5
+
+
+def test_ctrl_c_while_images_are_decoded_is_one_line(flags, tmp_path, capsys, monkeypatch):
+    data = load("DCGAN").data
+    monkeypatch.setattr(data, "decode", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    code, line = failure(capsys, flags, "")
+    assert code == 130 and "interrupted" in line
+    assert [file.suffix for file in (tmp_path / "data" / "cache").iterdir()] == [".lock"]
+
+
+def test_processes_that_want_the_same_images_decode_them_once(flags, tmp_path, monkeypatch):
+    data, log = load("DCGAN").data, tmp_path / "decoded"
+    decode = data.decode
+
+    def slowly(*args):
+        with open(log, "ab") as file:
+            file.write(b"x")
+        time.sleep(0.05)
+        return decode(*args)
+
+    monkeypatch.setattr(data, "decode", slowly)
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(forked, lambda: load_images(tmp_path))
+        while not log.exists():
+            time.sleep(0.01)
+        assert len(load_images(tmp_path).images) == 24
+        assert other.result()[0] == 0
+    assert log.read_bytes() == b"x" * 24

@@ -87,14 +87,13 @@ def test_images_stand_upright(tmp_path, turn):
 
 
 @pytest.mark.parametrize(
-    ("mode", "value", "options", "shown"),
+    "mode, value, options, shown",
     [
         ("LA", (100, 0), {}, 255),  # transparent: white
         ("LA", (100, 255), {}, 100),
         ("RGBA", (200, 100, 0, 204), {}, (211, 131, 51)),
         ("RGB", (10, 20, 30), {"transparency": (10, 20, 30)}, 255),
         ("P", 1, {"transparency": 1}, 255),
-        ("P", 1, {"transparency": 0}, (50, 60, 70)),
         ("I;16", 65535, {}, 255),
         ("I;16", 257 * 60, {}, 60),
         ("CMYK", (255, 0, 0, 0), {"name": "x.jpg", "quality": 100}, (0, 255, 255)),
@@ -155,16 +154,6 @@ def test_kinds_that_are_not_read_are_counted_with_advice(tmp_path):
         assert str(tmp_path) in line and "txt" not in line
 
 
-def test_what_is_no_dataset_is_refused_by_name(tmp_path):
-    (tmp_path / "text.zip").write_text("not a zip")
-    (tmp_path / "empty").mkdir()
-    zipfile.ZipFile(tmp_path / "none.zip", "w").close()
-    for source in ("", "minst", tmp_path / "text.zip", tmp_path / "missing"):
-        assert f"InputError --data {str(source)!r}: no such data" in refusal(source, tmp_path)
-    for source in (tmp_path / "empty", tmp_path / "none.zip"):
-        assert f"InputError --data {source}: no image in it" in refusal(source, tmp_path)
-
-
 def test_too_few_images_are_refused_with_the_numbers(tmp_path, monkeypatch):
     asked = (numbered(tmp_path / "p", NAMES), tmp_path, 16, 3)
     assert len(read(*asked, 5, 3).images) == 5
@@ -191,7 +180,6 @@ def test_images_are_decoded_once_and_again_when_anything_differs(tmp_path, monke
     for change, expected in (
         (lambda: read(folder, tmp_path, batch_size=3, hold_out=2), 0),
         (lambda: os.truncate(cache, 1000), 8),
-        (lambda: cache.write_bytes(cache.read_bytes() + b"x"), 8),
         (lambda: os.truncate(facts, 20), 8),
         (facts.unlink, 8),
         (lambda: os.utime(folder / NAMES[3], (1, 1)), 8),
@@ -207,10 +195,8 @@ def test_images_are_decoded_once_and_again_when_anything_differs(tmp_path, monke
     assert read(tmp_path / "copy", tmp_path).digest == found.digest != first.digest
 
 
-@pytest.mark.parametrize(
-    ("name", "folder"), [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST")]
-)
-def test_mnists_files_are_read_where_they_are(tmp_path, name, folder):
+@pytest.mark.parametrize("name, folder", [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST")])
+def test_files_that_are_there_are_not_downloaded(tmp_path, name, folder):
     images = np.random.default_rng(0).integers(0, 256, (6, 28, 28), np.uint8).tobytes()
     content = {"images-idx3": struct.pack(">4I", 2051, 6, 28, 28) + images}
     content["labels-idx1"] = struct.pack(">2I", 2049, 6) + bytes(6)
@@ -235,7 +221,7 @@ def test_cifar10_and_celeba_take_the_images_for_training(tmp_path, monkeypatch):
     def celeba(root, split, download):
         numbered(root / "celeba" / "img_align_celeba", NAMES if split == "train" else [])
 
-    pixels = np.stack([np.asarray(noise(size=(32, 32), seed=i)) for i in range(3)])
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", cifar10)
     monkeypatch.setattr(torchvision.datasets, "CelebA", celeba)
     assert (read("cifar10", tmp_path, 32).images == pixels).all()
@@ -304,14 +290,16 @@ def test_a_pass_goes_on_where_its_state_was_taken():
     assert take(other, 8) == take(source, 8)
 
 
-@pytest.mark.parametrize(
-    ("size", "seed", "digest"),
-    [(16, 0, "74856296e08d27ae"), (64, 0, "e31eda64a33fd02d"), (16, 1, "68401f10ed6864be")],
-)
-def test_faces_are_the_same_everywhere_and_all_different(size, seed, digest):
-    faces = np.stack(list(files.data.draw_faces(40, size, seed)))
-    assert faces.shape == (40, size, size, 3) and len({face.tobytes() for face in faces}) == 40
-    assert hashlib.sha256(faces.tobytes()).hexdigest()[:16] == digest
+def test_faces_are_the_same_everywhere_and_all_different():
+    digests = {
+        (16, 0): "74856296e08d27ae",
+        (64, 0): "e31eda64a33fd02d",
+        (16, 1): "68401f10ed6864be",
+    }
+    for (size, seed), digest in digests.items():
+        faces = np.stack(list(files.data.draw_faces(40, size, seed)))
+        assert faces.shape == (40, size, size, 3) and len({face.tobytes() for face in faces}) == 40
+        assert hashlib.sha256(faces.tobytes()).hexdigest()[:16] == digest
 
 
 def test_10_000_faces_are_the_default_and_finer_at_larger_sizes(data_dir):

@@ -7,17 +7,14 @@ import os
 import pickle
 import random
 import re
-import shlex
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import threading
 import time
 import traceback
 import zipfile
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -62,13 +59,13 @@ def train(flags: list[str], more: str, folder="DCGAN") -> Path:
         return files.train.train(config)
 
 
-def go_on(flags: list[str], steps: int, name="cut") -> Path:
-    """Train up to a step: from the run's checkpoint if it has one, else anew."""
-    run = Path(flags[-1].partition("=")[2]) / name
+def go_on(flags: list[str], steps: int) -> Path:
+    """Train the run `cut` up to a step: from its checkpoint if it has one, else anew."""
+    run = Path(flags[-1].partition("=")[2]) / "cut"
     begun = any(run.glob("checkpoint*.pt"))
     if not begun:
         shutil.rmtree(run, ignore_errors=True)
-    return train(flags, f"--max-steps {steps} {'--resume' if begun else '--name'} {name}")
+    return train(flags, f"--max-steps {steps} {'--resume' if begun else '--name'} cut")
 
 
 def failure(capsys, *training) -> tuple[int, str]:
@@ -80,28 +77,20 @@ def failure(capsys, *training) -> tuple[int, str]:
     return ended.value.code, line
 
 
-def load_images(tmp_path: Path, name="p"):
-    where = str(tmp_path / name), str(tmp_path / "data")
+def load_images(tmp_path: Path):
+    where = str(tmp_path / "p"), str(tmp_path / "data")
     return load("DCGAN").data.load_images(*where, 16, "data", 8, 0)
 
 
-def forked(job, after: float | None = None) -> tuple[int, str, str]:
-    """Do a job in a fork of this process, which is killed after so many seconds.
-
-    Returns:
-        Its exit code, or minus the signal that ended it; its output and its errors.
-    """
-    pipes = os.pipe(), os.pipe()
+def forked(job, after: float | None = None) -> tuple[int, str]:
+    """Do a job in a fork, killed after so many seconds; return its exit code and its errors."""
+    reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         code = 99
         try:
-            for number, (_, end) in enumerate(pipes, 1):
-                os.dup2(end, number)
-            sys.stdout, sys.stderr = (
-                io.TextIOWrapper(os.fdopen(number, "wb", 0), write_through=True)
-                for number in (1, 2)
-            )
+            os.dup2(writer, 2)
+            sys.stdout, sys.stderr = open(os.devnull, "w"), open(2, "w", buffering=1)  # noqa: SIM115
             threading.excepthook = threading.__excepthook__  # which pytest replaces
             tqdm.set_lock(threading.RLock())  # forks share the other: a kill locks it for ever
             job()
@@ -116,9 +105,9 @@ def forked(job, after: float | None = None) -> tuple[int, str, str]:
         time.sleep(after)
         os.kill(child, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    for _, end in pipes:
-        os.close(end)
-    return code, *(open(end, errors="replace").read() for end, _ in pipes)
+    os.close(writer)
+    with open(reader, errors="replace") as file:
+        return code, file.read()
 
 
 def kill_at_write(count: int) -> None:
@@ -150,34 +139,27 @@ def assert_equal(one: Path, other: Path) -> None:
     assert {path.name for path in other.rglob(".*")} == {".lock"}
 
 
-# ---- kills and signals ----
-
-
 def test_a_run_killed_at_any_moment_ends_like_one_that_was_not(flags):
-    rng, codes = random.Random(0), {"write": [], "time": []}
+    rng, codes = random.Random(0), []
     whole = train(flags, "--max-steps 40 --name whole")
-    for trial in range(14):
-        kind, moment = ("write", rng.randint(1, 60)) if trial % 2 else ("time", rng.random() / 2)
+    for at_write in (rng.randint(1, 60) if trial % 2 else 0 for trial in range(14)):
 
-        def job(kind=kind, moment=moment):
-            if kind == "write":
-                kill_at_write(moment)
+        def job(at_write=at_write):
+            kill_at_write(at_write)
             go_on(flags, 40)
 
-        code, _, said = forked(job, moment if kind == "time" else None)
+        code, said = forked(job, None if at_write else rng.random() / 4)
         assert code in (0, -signal.SIGKILL), said
-        codes[kind].append(code)
+        codes.append((code, at_write > 0))
         if code == 0:
             assert_equal(whole, whole.with_name("cut"))
             shutil.rmtree(whole.with_name("cut"))
-    assert codes["write"].count(-9) > 2 and codes["time"].count(-9) > 2
+    assert codes.count((-9, True)) > 2 and codes.count((-9, False)) > 2
     assert_equal(whole, go_on(flags, 40))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_finishes_the_step_and_a_second_ends_at_once(
-    flags, number, tmp_path, capsys, monkeypatch
-):
+def test_a_signal_ends_a_step_and_two_end_at_once(flags, number, tmp_path, capsys, monkeypatch):
     files, kills = load("DCGAN"), {5: 1, 8: 2}  # how many come in which step
     step, steps = files.train.generator_step, itertools.count(1)
 
@@ -192,9 +174,8 @@ def test_a_signal_finishes_the_step_and_a_second_ends_at_once(
         train([*flags[:-1], "--runs-dir=runs"], "--max-steps 12 --name cut")
     last = capsys.readouterr().out.splitlines()[-1]
     assert ended.value.code == 128 + number and last.startswith("stopped     after 5 steps")
-    expected = ["python", TOP / "DCGAN" / "train.py", "--resume", "cut", "--runs-dir", "runs"]
-    expected[-1] = tmp_path / "runs"
-    assert shlex.split(last.partition("to resume: ")[2]) == list(map(str, expected))
+    command = f"{TOP / 'DCGAN' / 'train.py'} --resume cut --runs-dir {tmp_path / 'runs'}"
+    assert last.endswith(f"; to resume: python {command}")
     code, line = failure(capsys, flags, "--max-steps 12 --resume cut")
     assert code == 130 and "interrupted" in line
     monkeypatch.undo()
@@ -212,9 +193,6 @@ def test_ctrl_c_while_modules_are_imported_shows_no_traceback(module):
     assert training.returncode in (130, -signal.SIGINT) and "Traceback" not in said
 
 
-# ---- full disks and full memory ----
-
-
 def test_a_full_disk_is_one_line_and_costs_nothing_that_was_saved(flags):
     whole, named = train(flags, "--max-steps 9 --name whole"), set()
     cut = whole.with_name("cut")
@@ -227,7 +205,7 @@ def test_a_full_disk_is_one_line_and_costs_nothing_that_was_saved(flags):
 
         if begun:
             go_on(flags, begun)
-        code, _, said = forked(job)
+        code, said = forked(job)
         assert code == 1 and said.count("\n") == 1 and "File too large" in said, said
         named.add(re.search(f"{cut}\\S*", said)[0])
         saved = [torch.load(f, weights_only=True)["step"] for f in cut.glob("checkpoint*.pt")]
@@ -242,33 +220,16 @@ def test_a_disk_that_fills_up_while_images_are_decoded_is_one_line(flags, tmp_pa
         resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
         train(flags, "")
 
-    code, _, said = forked(job)
+    code, said = forked(job)
     assert code == 1 and said.count("\n") == 1 and "File too large" in said
     assert str(tmp_path / "data" / "cache") in said and not (tmp_path / "runs").exists()
     assert [file.suffix for file in (tmp_path / "data" / "cache").iterdir()] == [".lock"]
     assert len(load_images(tmp_path).images) == 24
 
 
-def test_a_network_that_no_memory_holds_is_one_line(flags):
-    def job():
-        resource.setrlimit(resource.RLIMIT_AS, (2**34, 2**34))
-        train(flags, "--g-width 16384")  # one layer alone takes 34 GB
-
-    code, _, said = forked(job)
-    assert code == 1 and said.count("\n") == 1 and "memory" in said
-
-
-# ---- damaged files ----
-
-
-def flip(raw: bytes) -> bytes:
-    middle = len(raw) // 2
-    return raw[:middle] + bytes([raw[middle] ^ 1]) + raw[middle + 1 :]
-
-
 DAMAGE = [
     ("checkpoint.pt", lambda raw: raw[:-1000]),
-    ("checkpoint.pt", flip),
+    ("checkpoint.pt", lambda raw: raw[:30_000] + bytes(20) + raw[30_020:]),
     ("checkpoint.pt", lambda raw: b""),
     ("checkpoint.pt", lambda raw: pickle.dumps({"step": 6})),
     ("metrics.csv", lambda raw: raw + b"x,1\n\xff\n9,9,9\n-1\n7,0.2"),
@@ -290,14 +251,11 @@ def test_resuming_is_exact_with_any_one_file_damaged(flags):
         shutil.rmtree(cut)
 
 
-class Bomb:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
+class Bomb(str):
+    """Makes a folder of this name when it is unpickled."""
 
     def __reduce__(self):
-        return os.mkdir, (self.path,)
+        return os.mkdir, (str(self),)
 
 
 def test_checkpoints_that_are_none_are_one_line_and_run_no_code(flags, tmp_path, capsys):
@@ -338,55 +296,33 @@ def test_damaged_json_is_named_when_a_run_is_resumed(flags, capsys):
     go_on(flags, 6)  # which has nothing to do with the other
 
 
-READS = {
-    "generate": ["generator.safetensors"],
-    "evaluate": ["generator.safetensors", "run.json", "parameters.json"],
-    "doctor": ["run.json", "parameters.json"],
-    "compare": ["run.json", "parameters.json"],
-}
+READS = [*itertools.product(["evaluate", "compare", "doctor"], ["run.json", "parameters.json"])]
 
 
-@pytest.mark.parametrize("script", READS)
-def test_scripts_name_damaged_files(script, flags, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("script, name", [*READS, ("generate", "generator.safetensors")])
+def test_scripts_name_a_damaged_file(script, name, flags, tmp_path, capsys, monkeypatch):
     run, main = train(flags, "--max-steps 3 --name a"), importlib.import_module(script).main
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [f"{script}.py", str(run)])
     save_file({"weight": torch.zeros(3)}, tmp_path / "foreign")
-    bomb = pickle.dumps(Bomb(tmp_path / "executed"))
-    for name in READS[script]:
-        good = (run / name).read_bytes()
-        for content in (*JUNK, bomb, good[:-9], (tmp_path / "foreign").read_bytes()):
-            (run / name).write_bytes(content)
-            capsys.readouterr()
-            with pytest.raises(SystemExit) as ended, runs.plain_errors():
-                main()
-            (line,) = capsys.readouterr().err.splitlines()
-            assert ended.value.code == 2 and str(run / name) in line
-        (run / name).write_bytes(good)
+    whole, bomb = (run / name).read_bytes(), pickle.dumps(Bomb(tmp_path / "executed"))
+    for content in (*JUNK, bomb, whole[:-9], (tmp_path / "foreign").read_bytes()):
+        (run / name).write_bytes(content)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended, runs.plain_errors():
+            main()
+        (line,) = capsys.readouterr().err.splitlines()
+        assert ended.value.code == 2 and str(run / name) in line
     assert not (tmp_path / "executed").exists()
 
 
-# ---- hostile images and zips ----
-
-
-def png(width: int, height: int, rows: bytes) -> bytes:
-    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    parts = [(b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
-    whole = b"\x89PNG\r\n\x1a\n"
-    for kind, body in parts:
-        check = struct.pack(">I", zlib.crc32(kind + body))
-        whole += struct.pack(">I", len(body)) + kind + body + check
-    return whole
-
-
 def hostile_images() -> dict[str, bytes]:
-    jpeg = encoded(IMAGES[0], "JPEG")
+    jpeg, gif = encoded(IMAGES[0], "JPEG"), encoded(IMAGES[0], "GIF")
     size = jpeg.index(b"\xff\xc0") + 5
     return {
-        "bomb.png": png(8000, 8000, bytes(8001 * 8000)),  # 62 kB
-        "huge.png": png(2**31 - 1, 2**31 - 1, b""),
-        "huge.jpg": jpeg[:size] + b"\xff\xff" * 2 + jpeg[size + 4 :],
-        "huge.gif": encoded(IMAGES[0], "GIF")[:6] + b"\xff" * 4 + encoded(IMAGES[0], "GIF")[10:],
+        "bomb.png": encoded(np.zeros((8000, 8000), bool)),  # 62 kB
+        "huge.jpg": jpeg[:size] + b"\xff" * 4 + jpeg[size + 4 :],
+        "huge.gif": gif[:6] + b"\xff" * 4 + gif[10:],
         "text.jpg": b"Dear Sir or Madam,",
         "cut.jpg": jpeg[: len(jpeg) // 2],
         "empty.png": b"",
@@ -435,35 +371,26 @@ def test_a_hostile_zip_is_read_without_writing_anything(flags, tmp_path, capsys)
         assert code == 2 and f"{place / 'x.zip'}" in line
 
 
-# ---- the cache ----
-
-
 def test_a_killed_decoding_leaves_no_broken_cache(flags, tmp_path):
-    data, whole = load("DCGAN").data, load_images(tmp_path).images.copy()
-    decode = data.decode
-
-    def dying(*args):
-        if "/9.png" in args[0]:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return decode(*args)
+    whole = load_images(tmp_path).images.copy()
 
     def job():
         if moment:
             kill_at_write(moment)
-        else:
-            data.decode = dying  # in the fork alone
+        else:  # in the midst of it
+            load("DCGAN").data.decode = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         load_images(tmp_path)
 
-    for moment in range(20):
+    for moment in range(20):  # noqa: B007
         shutil.rmtree(tmp_path / "data")
-        code, _, said = forked(job)
+        code, said = forked(job)
         if code == 0:
             break
         assert code == -signal.SIGKILL, said
         assert (load_images(tmp_path).images == whole).all()
         left = {path.suffix for path in (tmp_path / "data" / "cache").iterdir()}
         assert left == {".bytes", ".json", ".lock"}
-    assert moment > 5
+    assert 5 < moment < 19
 
 
 def test_ctrl_c_while_images_are_decoded_is_one_line(flags, tmp_path, capsys, monkeypatch):

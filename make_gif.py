@@ -1,169 +1,159 @@
-"""Turn the frames of training runs into GIFs that show how the pictures came about.
+"""Turn the frames of training runs into animations: GIF, MP4 or WebP.
 
 Examples:
-    python make_gif.py                                  assets/MODEL.gif from each newest run
-    python make_gif.py WGAN-GP --fps 20                 the newest run of one model
-    python make_gif.py WGAN-GP/tensorboard/runs/X --out x.gif --every 2
-    python make_gif.py --side-by-side                   the newest runs in one picture
+    python make_gif.py                              samples.gif in the newest run of each model
+    python make_gif.py WGAN-GP --fps 20             the newest run of one model
+    python make_gif.py DCGAN/tensorboard/runs/X --out training.mp4
+    python make_gif.py --side-by-side               the newest runs next to each other
 """
 
 import argparse
 import io
+import itertools
+import math
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import imageio.v3 as iio
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tqdm import tqdm
 
-from runs import (
-    MODELS,
-    TOP,
-    InputError,
-    find_run,
-    frames_of,
-    images_per_step,
-    model_runs,
-    plain_errors,
-    read_facts,
-    step_of,
-    write_aside,
-)
+import runs
+from runs import InputError
 
-MOST = 100  # frames, unless --every says otherwise
-MOST_PIXELS = 10**8  # of a frame: 64 pictures of 1024x1024 and their borders have 6.8e7
-HOLD = 2000  # milliseconds that the last frame stays
-SIDE = 512  # pixels: small grids are enlarged by a whole factor up to about this
-# What is tried, in this order, until the GIF is small enough: scale and number of colours.
-QUALITIES = [(1, 256), (1, 128), (1, 64), (0.75, 64), (0.75, 32), (0.5, 64), (0.5, 32), (0.5, 16)]
+MAX_FRAMES = 100  # unless --every says otherwise
+FIRST, LAST = 1000, 2000  # milliseconds for which the first and the last frame are shown
+SIDE, GAP = 400, 8  # pixels; small grids are enlarged to about SIDE by a whole factor
+# What is tried, in this order, until the file is small enough. Pixels go last: labels stay sharp.
+THINNED = ((1, 1), (2, 1), (3, 1), (4, 1), (2, 2), (4, 2), (4, 4))  # every k-th frame, 1/n of sides
+PIXELS = 10_000  # that choose the palette of a GIF; more take long and improve little
+SETTINGS = {".gif": (255, 128), ".webp": (90, 60), ".mp4": (None,)}  # colours, quality
+Scene = list[tuple[Path, str]]  # frames that are shown next to each other, and their labels
 
 
-def label_strip(width: int, label: str) -> Image.Image:
-    """Write a label on a white strip that goes above a picture of this width."""
+def label_strip(width: int, text: str) -> Image.Image:
+    """Draw one line of text on white, RGB, to go above an image of this width."""
     font = ImageFont.load_default(max(10, min(18, width // 22)))
     strip = Image.new("RGB", (width, round(font.size * 1.8)), "white")
-    ImageDraw.Draw(strip).text((4, strip.height // 2), label, "black", font, anchor="lm")
+    ImageDraw.Draw(strip).text((4, strip.height // 2), text, "black", font, anchor="lm")
     return strip
 
 
-def panel(frame: Path, label: str) -> Image.Image:
-    """Read one frame, enlarge it if it is small, and write a label above it.
-
-    Raises:
-        InputError: it is damaged, or so large that no training has drawn it.
-    """
-    try:
-        with Image.open(frame, formats=["PNG"]) as picture:
-            if picture.width * picture.height > MOST_PIXELS:
-                raise ValueError(f"it has {picture.width}x{picture.height} pixels")
-            factor = max(1, SIDE // max(picture.size))
-            size = (picture.width * factor, picture.height * factor)
-            picture = picture.convert("RGB").resize(size, Image.Resampling.NEAREST)
-    except Exception as error:  # what a damaged picture raises can be nearly anything
-        raise InputError(f"{frame} cannot be drawn: {error}") from None
-    strip = label_strip(picture.width, label)
-    canvas = Image.new("RGB", (picture.width, picture.height + strip.height), "white")
-    canvas.paste(strip)
-    canvas.paste(picture, (0, strip.height))
-    return canvas
-
-
-def draw(scene: list[tuple[Path, str]]) -> Image.Image:
-    """Draw what is seen at one moment: the panels of a scene beside each other, equally high."""
-    panels = [panel(frame, label) for frame, label in scene]
-    height = max(p.height for p in panels)
-    panels = [p.resize((p.width * height // p.height, height)) for p in panels]
-    canvas = Image.new("RGB", (sum(p.width + 8 for p in panels) - 8, height), "white")
-    left = 0
-    for p in panels:
-        canvas.paste(p, (left, 0))
-        left += p.width + 8
-    return canvas
-
-
-def scenes_of(run: Path, every: int) -> list[list[tuple[Path, str]]]:
-    """List the scenes of one run, one for a frame, each under its step."""
-    model = read_facts(run)["model"]
-    return [[(f, f"{model}   step {step_of(f):,}")] for f in chosen(frames_of(run), every)]
-
-
-def scenes_side_by_side(runs: list[Path], every: int) -> list[list[tuple[Path, str]]]:
-    """List scenes in which every run shows what it had drawn after the same number of images."""
-    drawn = []
-    for run in runs:
-        frames = frames_of(run)
-        images = [step_of(frame) * images_per_step(run) for frame in frames]
-        drawn.append((read_facts(run)["model"], frames, images))
-    scenes = []
-    for moment in chosen(sorted({count for *_, images in drawn for count in images}), every):
-        scene = []
-        for model, frames, images in drawn:
-            latest = bisect_right(images, moment) - 1  # a run that has ended keeps its last frame
-            step = step_of(frames[latest])
-            scene.append((frames[latest], f"{model}   {images[latest]:,} images, step {step:,}"))
-        scenes.append(scene)
-    return scenes
-
-
-def chosen(items: list, every: int) -> list:
-    """Take every so-manieth item, or with 0 at most MOST evenly; the first and last in any case."""
-    count = len(items)
-    if every:
-        return [*items[: count - 1 : every], items[-1]]
-    return [items[round(i)] for i in np.linspace(0, count - 1, min(count, MOST))]
-
-
-def scaled(picture: Image.Image, scale: float) -> Image.Image:
-    """Scale a picture down."""
-    size = (round(picture.width * scale), round(picture.height * scale))
-    return picture.resize(size) if scale < 1 else picture
-
-
-def reduced(picture: Image.Image, scale: float, palette: Image.Image) -> Image.Image:
-    """Scale a picture down and use a palette; no dithering, which GIF compresses badly."""
-    return scaled(picture, scale).quantize(palette=palette, dither=Image.Dither.NONE)
-
-
-def choose_quality(samples: list[Image.Image], max_bytes: float) -> tuple[float, Image.Image]:
-    """Find the best scale and palette that keep the mean of a few pictures small enough."""
-    for scale, colours in QUALITIES:
-        pictures = [scaled(picture, scale) for picture in samples]
-        some = np.concatenate([np.asarray(picture)[::2, ::2] for picture in pictures])
-        palette = Image.fromarray(some).quantize(colours)  # slow: a quarter of the pixels will do
-        size = 0
-        for picture in pictures:
-            file = io.BytesIO()
-            reduced(picture, 1, palette).save(file, "GIF")
-            size += file.tell()
-        if size / len(pictures) < max_bytes:
-            break
-    return scale, palette
-
-
-def write_gif(
-    pictures: Iterable[Image.Image],
-    samples: list[Image.Image],
-    times: list[int],
-    out: Path,
-    max_mb: float,
+def write_animation(
+    path: Path, frames: Sequence[Image.Image], durations: list[int], max_mb: float
 ) -> None:
-    """Write a GIF that repeats; only pictures with a palette are kept in memory.
+    """Write an animation at the best quality that fits into `max_mb`, and print what was written.
 
     Args:
-        pictures: RGB, all of one size; each is taken when it is needed.
-        samples: a few of them, to judge by what quality keeps the GIF small.
-        times: milliseconds that each picture stays.
-        out: the file.
-        max_mb: its greatest size, in millions of bytes.
+        path: Its suffix is the format: .gif and .webp repeat for ever, .mp4 is H.264.
+        frames: Images of one size, taken by their index, some of them several times.
+        durations: Milliseconds for which each frame is shown. An MP4 rounds them to
+            multiples of the shortest.
+        max_mb: Greatest size in millions of bytes. A file that is larger even at the lowest
+            quality is written nevertheless, and the message says so.
     """
-    scale, palette = choose_quality(samples, 0.9e6 * max_mb / len(times))
-    bar = tqdm(pictures, out.name, len(times), unit="frame", leave=False, disable=None)
-    frames = (reduced(picture, scale, palette) for picture in bar)
-    how = {"save_all": True, "append_images": frames, "duration": times, "loop": 0}
-    with write_aside(out) as file:
-        next(frames).save(file, "GIF", optimize=False, **how)
-    print(f"wrote {out}: {len(times)} frames, {out.stat().st_size / 1e6:.1f} MB")
+    kind, max_bytes, count = path.suffix.lower(), 1e6 * max_mb, len(durations)
+    rng, pixels = np.random.default_rng(0), []  # some of each frame, for the palette of a GIF
+    for i in range(count):
+        flat = np.asarray(frames[i].convert("RGB")).reshape(-1, 3)
+        pixels.append(rng.choice(flat, math.ceil(PIXELS / count)))
+    for (every, divisor), setting in itertools.product(THINNED, SETTINGS[kind]):
+        kept = every_kth(range(count), every)
+        ends = [*kept[1:], count]  # a frame is shown until the next one that is kept
+        times = [sum(durations[i:end]) for i, end in zip(kept, ends, strict=True)]
+        bar = tqdm(kept, path.name, unit="frame", leave=False, disable=None)
+        images = (frames[i].convert("RGB").reduce(divisor) for i in bar)
+        data = encode(kind, images, times, setting, np.stack(pixels))
+        if len(data) <= max_bytes:
+            break
+    with runs.write_aside(path) as file:
+        file.write(data)
+    size = f"{len(kept)} frame{'s' * (len(kept) > 1)}, {len(data) / 1e6:.1f} MB"
+    note = f"; --max-mb {max_mb:g} is not possible" if len(data) > max_bytes else ""
+    print(f"wrote {path}: {size}{note}")
+
+
+def every_kth(items: Sequence, k: int) -> list:
+    """Return the first item, every k-th after it, and the last."""
+    return [*items[: len(items) - 1 : k], items[-1]]
+
+
+def encode(
+    kind: str, frames: Iterable[Image.Image], durations: list[int], setting: int, pixels: np.ndarray
+) -> bytes:
+    """Encode RGB images; of pixels (N, M, 3) comes the one palette that a GIF has."""
+    file, options = io.BytesIO(), {"duration": durations, "loop": 0}
+    if kind == ".mp4":
+        write_mp4(file, frames, durations)
+        return file.getvalue()
+    if kind == ".gif":
+        palette = Image.fromarray(pixels).quantize(setting, kmeans=1)
+        options |= {"palette": bytes(palette.getpalette("RGB")), "optimize": True}
+        # no dithering: its grain, new in each frame, takes many bytes
+        frames = (f.quantize(palette=palette, dither=Image.Dither.NONE) for f in frames)
+    else:
+        options["quality"] = setting
+    with iio.imopen(file, "w", extension=kind) as animation:
+        for frame in frames:  # of a GIF as indices of colours
+            animation.write(np.asarray(frame), is_batch=False, **options)
+    return file.getvalue()
+
+
+def write_mp4(file: io.BytesIO, frames: Iterable[Image.Image], durations: list[int]) -> None:
+    """Write H.264 in which each frame is repeated for as long as it is shown."""
+    shortest = min(durations)
+    with iio.imopen(file, "w", plugin="pyav", extension=".mp4") as video:
+        video.init_video_stream("libx264", fps=1000 / shortest, pixel_format="yuv420p")
+        for frame, duration in zip(frames, durations, strict=True):
+            odd = ((0, frame.height % 2), (0, frame.width % 2), (0, 0))
+            pixels = np.pad(np.asarray(frame), odd, "edge")  # yuv420p needs even sides
+            for _ in range(round(duration / shortest)):
+                video.write_frame(pixels)
+
+
+class Scenes:
+    """The images of scenes; each is drawn when it is taken, and not kept."""
+
+    def __init__(self, scenes: list[Scene]) -> None:
+        self.scenes = scenes
+
+    def __getitem__(self, index: int) -> Image.Image:
+        """Draw the frames of a scene from left to right, each under its label."""
+        grids, panels, scene = [], [], self.scenes[index]
+        for frame, _ in scene:
+            try:
+                grids.append(Image.open(frame).convert("RGB"))
+            except (OSError, SyntaxError) as error:  # what Pillow raises for a damaged PNG
+                raise InputError(f"{frame} is damaged ({error})") from None
+        side = max(SIDE, *(max(grid.size) for grid in grids))
+        for grid, (_, label) in zip(grids, scene, strict=True):
+            factor = max(1, round(side / max(grid.size)))
+            grid = ImageOps.scale(grid, factor, Image.Resampling.NEAREST)
+            panels.append(np.concatenate([label_strip(grid.width, label), grid]))
+        height = max(len(panel) for panel in panels)
+        for i, panel in enumerate(panels):
+            margin = ((0, height - len(panel)), (0, GAP), (0, 0))
+            panels[i] = np.pad(panel, margin, constant_values=255)  # white
+        return Image.fromarray(np.concatenate(panels, axis=1)[:, :-GAP])
+
+
+def scenes_of(found: list[Path]) -> list[Scene]:
+    """List the frames of a run; of several, what each had drawn after the same number of images."""
+    drawn, scenes = [], []
+    for run in found:
+        frames, per_step = runs.frames_of(run), runs.images_per_step(run)
+        images = [int(frame.stem) * per_step for frame in frames]
+        drawn.append((runs.read_facts(run)["model"], frames, images))
+    for moment in sorted({count for *_, images in drawn for count in images}):
+        scene = []
+        for model, frames, images in drawn:
+            i = bisect_right(images, moment) - 1  # a run that has ended keeps its last frame
+            shown = f"{images[i]:,} images, " if len(found) > 1 else ""
+            scene.append((frames[i], f"{model}   {shown}step {int(frames[i].stem):,}"))
+        scenes.append(scene)
+    return scenes
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -171,51 +161,59 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="path or name of a run, or a model")
-    parser.add_argument("--out", type=Path, help="the GIF; by default samples.gif in the run")
-    parser.add_argument("--fps", type=float, default=10, help="frames a second (default: 10)")
-    parser.add_argument(
-        "--every", type=int, default=0, help=f"take every K-th frame (default: {MOST} in all)"
-    )
-    parser.add_argument("--max-mb", type=float, default=5, help="greatest size (default: 5 MB)")
-    parser.add_argument("--side-by-side", action="store_true", help="all runs in one picture")
-    arguments = parser.parse_args(argv)
-    if not 0 < arguments.fps <= 50:
-        raise InputError(f"--fps {arguments.fps}: from above 0 to 50, the most that GIFs can show")
-    if arguments.every < 0 or not arguments.max_mb > 0:
-        raise InputError("--every and --max-mb must be above 0")
-    return arguments
+    add = parser.add_argument
+    add("runs", nargs="*", metavar="RUN", help="path or name of a run, or a model's newest run")
+    add("--out", type=Path, metavar="FILE", help=".gif, .mp4 or .webp; default: in the run folder")
+    add("--side-by-side", action="store_true", help="all runs in one animation")
+    add("--every", type=int, metavar="K", help=f"every K-th frame (default: {MAX_FRAMES} at most)")
+    add("--fps", type=float, default=10, help="frames per second, at most 50 (default: 10)")
+    add("--max-mb", type=float, default=5, help="greatest size of a file in MB (default: 5)")
+    args = parser.parse_args(argv)
+    if not 0 < args.fps <= 50:
+        parser.error(f"--fps {args.fps:g}: must be above 0 and at most 50")
+    if args.every is not None and args.every < 1:
+        parser.error(f"--every {args.every}: must be 1 or more")
+    if not args.max_mb > 0:
+        parser.error(f"--max-mb {args.max_mb:g}: must be above 0")
+    if args.out and args.out.suffix.lower() not in SETTINGS:
+        parser.error(f"--out {args.out}: its name must end in {', '.join(SETTINGS)}")
+    return args
+
+
+def newest_runs() -> list[Path]:
+    """Find the newest run of each model that has frames, and name the models without one."""
+    found = []
+    for model in runs.MODELS:
+        try:
+            run = runs.find_run(model)
+            runs.frames_of(run)
+            found.append(run)
+        except InputError as error:
+            print(f"skipped {error}")
+    if not found:
+        raise InputError("no model has a run with frames")
+    return found
 
 
 def main() -> None:
-    """Make the GIFs that the command line asks for."""
-    arguments = parse_arguments()
-    if arguments.runs:
-        runs = {find_run(text): None for text in arguments.runs}  # in order, none twice
-        outs = [run / "samples.gif" for run in runs]
+    """Write the animations that the command line asks for."""
+    args = parse_arguments()
+    named = [runs.find_run(text) for text in args.runs]
+    found = list(dict.fromkeys(named)) or newest_runs()  # none twice
+    if args.side_by_side:
+        todo = [(args.out or found[0] / "side-by-side.gif", scenes_of(found))]
+    elif args.out and len(found) > 1:
+        raise InputError("--out: one file for several runs; name one run, or add --side-by-side")
     else:
-        newest = {model: model_runs(model) for model in MODELS}
-        for model in MODELS:
-            if not newest[model]:
-                print(f"{model}: no run yet; make one with: cd {model} && python train.py")
-        runs = [found[-1] for found in newest.values() if found]
-        outs = [TOP / "assets" / f"{model}.gif" for model in MODELS if newest[model]]
-        if not runs:
-            raise InputError("there is no run of any model to draw")
-    if arguments.side_by_side:
-        scenes = [scenes_side_by_side(list(runs), arguments.every)]
-        outs = [arguments.out or TOP / "assets" / "side-by-side.gif"]
-    else:
-        scenes = [scenes_of(run, arguments.every) for run in runs]
-        if arguments.out and len(outs) > 1:
-            raise InputError("--out: one file for several runs; name one run, or --side-by-side")
-        outs = [arguments.out] if arguments.out else outs
-    for moments, out in zip(scenes, outs, strict=True):
-        samples = [draw(moments[round(i)]) for i in np.linspace(0, len(moments) - 1, 6)]
-        times = [round(1000 / arguments.fps)] * (len(moments) - 1) + [HOLD]
-        write_gif(map(draw, moments), samples, times, out, arguments.max_mb)
+        todo = [(args.out or run / "samples.gif", scenes_of([run])) for run in found]
+    step = round(1000 / args.fps)
+    for out, scenes in todo:
+        kept = every_kth(scenes, args.every or math.ceil(len(scenes) / MAX_FRAMES))
+        durations = [step] * len(kept)
+        durations[0], durations[-1] = max(FIRST, step), max(LAST, step)
+        write_animation(out, Scenes(kept), durations, args.max_mb)
 
 
 if __name__ == "__main__":
-    with plain_errors():
+    with runs.plain_errors():
         main()

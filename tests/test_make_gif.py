@@ -1,178 +1,170 @@
-"""GIFs from run folders."""
+"""Animations from run folders: the command line, and write_animation."""
 
 import json
+import shutil
+import subprocess
+import sys
 
+import av
 import numpy as np
 import pytest
 from conftest import TOP
 from PIL import Image
+from PIL.ImageSequence import Iterator
 
-import make_gif
-import runs
+from make_gif import label_strip, write_animation
+
+FLAT = [Image.new("RGB", (101, 75), colour) for colour in ("firebrick", "seagreen", "royalblue")]
 
 
 @pytest.fixture
-def top(tmp_path, monkeypatch):
-    """Stand in for the top of the repository, with no runs."""
-    for model in runs.MODELS:
+def top(tmp_path):
+    """Stand in for the repository: the script, and model folders without runs."""
+    for script in ("make_gif.py", "runs.py"):
+        shutil.copy(TOP / script, tmp_path)
+    for model in ("simpleGAN", "DCGAN", "WGAN", "WGAN-GP"):
         (tmp_path / model).mkdir()
         (tmp_path / model / "train.py").touch()
-    monkeypatch.setattr(runs, "TOP", tmp_path)
-    monkeypatch.setattr(make_gif, "TOP", tmp_path)
-    monkeypatch.setattr(runs.model_runs, "__defaults__", (tmp_path,))
-    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def make_run(top, model, name="run", frames=4, every=10, side=32, started="2026-01-01", **settings):
-    run = top / model / "tensorboard" / "runs" / name
+def make_run(folder, steps, name="run", side=10, started="2026-01-01", **settings):
+    """Write a run whose frame at step s is flat, of the colour (s, 255 - s, 99)."""
+    run = folder / "tensorboard" / "runs" / name
     (run / "frames").mkdir(parents=True)
-    (run / "run.json").write_text(json.dumps({"format": 1, "model": model, "started": started}))
+    facts = {"format": 1, "model": folder.name, "started": started}
+    (run / "run.json").write_text(json.dumps(facts))
     (run / "parameters.json").write_text(json.dumps({"batch_size": 64} | settings))
-    rng = np.random.default_rng(0)
-    for i in range(frames):
-        values = rng.integers(0, 256, (side, side, 3), np.uint8)
-        Image.fromarray(values).save(run / "frames" / f"{i * every:06d}.png")
+    for s in steps:
+        frame = Image.new("RGB", (side, side), (s % 256, 255 - s % 256, 99))
+        frame.save(run / "frames" / f"{s:06d}.png")
     return run
 
 
-def call(monkeypatch, *argv):
-    monkeypatch.setattr("sys.argv", ["make_gif.py", *map(str, argv)])
-    make_gif.main()
+def call(top, *argv):
+    """Run the command; return its exit code and all that it printed."""
+    command = [sys.executable, "-B", top / "make_gif.py", *map(str, argv)]
+    done = subprocess.run(command, cwd=top, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout + done.stderr
 
 
-def frames_in(path):
-    with Image.open(path) as gif:
-        times = []
-        for i in range(gif.n_frames):
-            gif.seek(i)
-            times.append(gif.info["duration"])
-        return gif.size, times
+def frames_of(file):
+    """Return the frames of a GIF or WebP as arrays, and their durations."""
+    with Image.open(file) as animation:
+        assert animation.info["loop"] == 0  # for ever
+        shown = [(np.asarray(f.convert("RGB")), f.info["duration"]) for f in Iterator(animation)]
+    return map(list, zip(*shown, strict=True))
 
 
-def test_alone_it_draws_the_newest_run_of_every_model(top, monkeypatch, capsys):
-    make_run(top, "DCGAN", "b_old", frames=3, started="2026-01-01")
-    make_run(top, "DCGAN", "a_new", frames=5, started="2026-01-02")
-    make_run(top, "WGAN", frames=3)
-    call(monkeypatch)
-    assert {p.name for p in (top / "assets").iterdir()} == {"DCGAN.gif", "WGAN.gif"}
-    (width, height), times = frames_in(top / "assets" / "DCGAN.gif")
-    assert times == [100, 100, 100, 100, 2000]  # the last is held
-    assert width == 512 and height > width  # enlarged, and the step above
-    text = capsys.readouterr().out
-    assert "simpleGAN: no run yet" in text and "WGAN-GP: no run yet" in text
+def test_bare_it_draws_each_models_newest_run_into_the_run(top):
+    make_run(top / "DCGAN", range(3), "b", started="2026-01-01")
+    newest = make_run(top / "DCGAN", range(5), "a", started="2026-01-02")
+    make_run(top / "WGAN", [])  # stopped before its first frame
+    before = set(top.rglob("*"))
+    code, said = call(top)
+    assert code == 0
+    assert set(top.rglob("*")) - before == {newest / "samples.gif"}
+    assert list(frames_of(newest / "samples.gif"))[1] == [1000, 100, 100, 100, 2000]
+    for line in ("WGAN/tensorboard/runs/run: there are no frames", "simpleGAN: no run yet"):
+        assert said.count(line) == 1
+    assert call(top, "--side-by-side")[0] == 0 and (newest / "side-by-side.gif").exists()
 
 
-def test_without_any_run_it_says_so(top, monkeypatch):
-    with pytest.raises(runs.InputError, match="no run of any model"):
-        call(monkeypatch)
-    assert not (top / "assets").exists()
+def test_a_frame_is_enlarged_by_a_whole_factor_under_its_step(top):
+    run = make_run(top / "WGAN-GP", [0, 1500])
+    grid = np.random.default_rng(0).integers(0, 256, (12, 15, 3), np.uint8)
+    for frame in (run / "frames").iterdir():
+        Image.fromarray(grid).save(frame)
+    assert call(top, run)[0] == 0
+    frames, durations = frames_of(run / "samples.gif")
+    assert durations == [1000, 2000]
+    for frame, label in zip(frames, ("WGAN-GP   step 0", "WGAN-GP   step 1,500"), strict=True):
+        strip = np.asarray(label_strip(405, label))  # 27 times 15: as near to 400 as it comes
+        np.testing.assert_allclose(frame[: len(strip)], strip, atol=40)
+        np.testing.assert_allclose(frame[len(strip) :], grid.repeat(27, 0).repeat(27, 1), atol=4)
+    assert not np.array_equal(*frames)
 
 
-def test_chosen_runs(top, monkeypatch, tmp_path):
-    run = make_run(top, "DCGAN", frames=9)
-    out = tmp_path / "x.gif"
-    call(monkeypatch, run, "--out", out, "--fps", 20, "--every", 3)
-    assert frames_in(out)[1] == [50, 50, 50, 2000]  # frames 0, 3, 6 and the last
-    call(monkeypatch, "DCGAN")
-    call(monkeypatch, "run")
-    assert (run / "samples.gif").exists()
-    with pytest.raises(runs.InputError, match="--out"):
-        call(monkeypatch, run, make_run(top, "WGAN"), "--out", out)
+def test_every_kth_frame_and_the_last_are_drawn(top):
+    make_run(top / "DCGAN", range(0, 90, 10), "named")
+    assert call(top, "named", "--every", 3, "--fps", 25, "--out", "new/x.gif")[0] == 0
+    frames, durations = frames_of(top / "new" / "x.gif")
+    assert [round(frame[-1, -1, 0] / 10) for frame in frames] == [0, 3, 6, 8]
+    assert durations == [1000, 40, 40, 2000]
+    many = make_run(top / "DCGAN", range(249), "many")
+    assert call(top, many)[0] == 0
+    frames, _ = frames_of(many / "samples.gif")
+    shown = [frame[-1, -1, 0] for frame in frames]
+    np.testing.assert_allclose(shown, [*range(0, 248, 3), 248], atol=4)  # at most 100
 
 
-def test_no_more_than_100_frames_evenly_taken(top):
-    run = make_run(top, "DCGAN", frames=250, side=4)
-    steps = [runs.step_of(scene[0][0]) for scene in make_gif.scenes_of(run, 0)]
-    assert len(steps) == 100 and steps[0] == 0 and steps[-1] == 2490
-    assert set(np.diff(steps)) <= {20, 30}
+def test_side_by_side_shows_the_runs_after_the_same_number_of_images(top):
+    dcgan = make_run(top / "DCGAN", [0, 10, 20, 30])  # images 0, 640, 1280, 1920
+    wgan = make_run(top / "WGAN", [0, 5, 10], side=500, n_critic=5)  # images 0, 1600, 3200
+    assert call(top, wgan, dcgan, "--side-by-side", "--out", "x.gif")[0] == 0
+    frames, _ = frames_of(top / "x.gif")
+    at = [(frame[-1, 0, 0], frame[-1, -1, 0]) for frame in frames]
+    assert at == [(0, 0), (0, 10), (0, 20), (5, 20), (5, 30), (10, 30)]
+    assert frames[0].shape[1] == 500 + 8 + 500  # the small grid is enlarged to the other's size
+    strip = np.asarray(label_strip(500, "DCGAN   1,920 images, step 30"))
+    np.testing.assert_allclose(frames[-1][: len(strip), 508:], strip, atol=40)
 
 
-def test_side_by_side_is_aligned_by_images_shown(top, monkeypatch):
-    dcgan = make_run(top, "DCGAN", frames=6, every=10)
-    wgan = make_run(top, "WGAN", frames=3, every=5, n_critic=5, side=48)
-    scenes = make_gif.scenes_side_by_side([dcgan, wgan], 0)
-    at = [[runs.step_of(frame) for frame, _ in scene] for scene in scenes]
-    # images: DCGAN 0, 640, ... 3200; WGAN 0, 1600, 3200
-    assert at == [[0, 0], [10, 0], [20, 0], [20, 5], [30, 5], [40, 5], [50, 10]]
-    short = make_run(top, "DCGAN", "short", frames=2, every=10)  # ends long before the other
-    last = make_gif.scenes_side_by_side([short, wgan], 0)[-1]
-    assert [label for _, label in last] == [
-        "DCGAN   640 images, step 10",
-        "WGAN   3,200 images, step 10",
-    ]
-    call(monkeypatch, dcgan, wgan, "--side-by-side")
-    (width, height), _ = frames_in(top / "assets" / "side-by-side.gif")
-    assert width > 2 * 480 and height < 560
+def test_a_gif_stays_below_its_size_and_keeps_its_pixels_for_longest(tmp_path, capsys):
+    durations, file = [300, *[40] * 19, 900], tmp_path / "x.gif"
+    noise = np.random.default_rng(0).integers(0, 6, (21, 120, 100, 3), np.uint8) * 51  # 216 colours
+    frames = [Image.fromarray(frame) for frame in noise]
+    write_animation(file, frames, durations, 5)
+    largest = file.stat().st_size
+    for share, k, colours in ((1, 1, 216), (0.95, 1, 128), (0.6, 2, 216), (0.3, 4, 216)):
+        write_animation(file, frames, durations, share * largest / 1e6)
+        found, times = frames_of(file)
+        kept = noise[[*range(0, 20, k), 20]]
+        assert file.stat().st_size <= share * largest
+        np.testing.assert_allclose(found, kept, atol=2 if colours == 216 else 90)
+        assert len(np.unique(np.stack(found).reshape(-1, 3), axis=0)) == colours  # one palette
+        assert times == [300 + 40 * (k - 1), *[40 * k] * (len(kept) - 2), 900]
+    write_animation(file, frames, durations, 0.05 * largest / 1e6)
+    assert Image.open(file).size == (50, 60)
+    assert "not possible" not in capsys.readouterr().out
+    write_animation(file, frames, durations, 1e-4)
+    assert "--max-mb 0.0001 is not possible" in capsys.readouterr().out
 
 
-def test_the_step_stands_on_each_frame(top):
-    run = make_run(top, "DCGAN")
-    frames = [make_gif.panel(frame, "step 1") for frame in runs.frames_of(run)[:2]]
-    other = make_gif.panel(runs.frames_of(run)[0], "step 2")
-    strip = (0, 0, 512, frames[0].height - 512)
-    assert np.array_equal(frames[0].crop(strip), frames[1].crop(strip))
-    assert not np.array_equal(frames[0].crop(strip), other.crop(strip))
-    assert np.asarray(frames[0].crop(strip)).min() < 100  # dark letters
+def test_an_mp4_is_h264_of_any_size_and_holds_its_frames(tmp_path):
+    write_animation(tmp_path / "x.MP4", FLAT, [300, 100, 500], max_mb=1)
+    with av.open(tmp_path / "x.MP4") as video:
+        stream = video.streams.video[0]
+        assert stream.codec.name == "h264" and stream.codec_context.pix_fmt == "yuv420p"
+        assert (stream.width, stream.height, stream.average_rate) == (102, 76, 10)
+        shown = [frame.to_ndarray(format="rgb24") for frame in video.decode(stream)]
+    for frame, i in zip(shown, [0, 0, 0, 1, 2, 2, 2, 2, 2], strict=True):
+        assert np.abs(frame.reshape(-1, 3) - FLAT[i].getpixel((0, 0))).max() < 12
 
 
-def test_frames_keep_their_order_beyond_six_digits(top):
-    run = make_run(top, "DCGAN", frames=3, every=900_000)
-    assert [runs.step_of(f) for f in runs.frames_of(run)] == [0, 900_000, 1_800_000]
+def test_a_webp_keeps_colours_and_durations(tmp_path):
+    write_animation(tmp_path / "x.webp", FLAT, [500, 100, 900], max_mb=1)
+    found, times = frames_of(tmp_path / "x.webp")
+    assert times == [500, 100, 900]
+    np.testing.assert_allclose(found, np.stack(FLAT), atol=12)
 
 
-@pytest.mark.parametrize("noise", [10, 120])
-def test_sixty_frames_of_64_images_stay_under_5_mb(top, monkeypatch, noise):
-    """Smooth faces and hard noise alike: quality gives way, not size."""
-    run = make_run(top, "DCGAN", frames=0)
-    rng = np.random.default_rng(0)
-    y, x = np.mgrid[:530, :530] / 40
-    grain = rng.normal(0, noise, (530, 530, 3))
-    for i in range(60):
-        smooth = 128 + 80 * np.stack([np.sin(x + i / 9), np.cos(y), np.sin(x + y)], -1)
-        values = (smooth + np.roll(grain, 97 * i)).clip(0, 255).astype(np.uint8)
-        Image.fromarray(values).save(run / "frames" / f"{i:06d}.png", compress_level=1)
-    call(monkeypatch, run)
-    assert (run / "samples.gif").stat().st_size < 5e6
-    assert len(frames_in(run / "samples.gif")[1]) == 60
-
-
-def test_bad_input(top, monkeypatch, tmp_path):
-    run = make_run(top, "DCGAN", frames=0)
+def test_bad_input_is_named_in_one_line(top):
+    run, empty = make_run(top / "DCGAN", [0, 10]), make_run(top / "WGAN", [], "empty")
     for argv, named in (
-        (["nowhere"], "nowhere"),
-        (["WGAN"], "WGAN: no run yet"),
-        ([run], "no frames"),
-        ([tmp_path], "no run.json"),
-        (["--fps", "0"], "--fps"),
-        (["--every", "-1"], "--every"),
+        (["empty"], f"{empty}: there are no frames"),
+        ([run, "--out", "x.avi"], "--out x.avi: its name must end in .gif, .webp, .mp4"),
+        ([run, "--fps", "0"], "--fps"),
+        ([run, "--every", "0"], "--every"),
+        ([run, "--max-mb", "nan"], "--max-mb"),
     ):
-        with pytest.raises(runs.InputError, match=named):
-            call(monkeypatch, *argv)
-    (run / "run.json").write_text("{")
-    with pytest.raises(runs.InputError, match="damaged"):
-        call(monkeypatch, run)
-    (run / "run.json").write_text('{"format": 99}')
-    with pytest.raises(runs.InputError, match="format"):
-        call(monkeypatch, run)
-
-
-@pytest.mark.parametrize("kind", ["damaged", "huge", "other", "empty"])
-def test_frames_that_no_training_has_drawn_are_refused_by_name(kind, top, monkeypatch):
-    run = make_run(top, "DCGAN")
+        code, said = call(top, *argv)
+        assert code == 2 and named in said.splitlines()[-1], argv
     frame = run / "frames" / "000010.png"
-    if kind == "damaged":
-        frame.write_bytes(frame.read_bytes()[:200])
-    elif kind == "huge":
-        Image.new("1", (12_000, 12_000)).save(frame)  # 20 kB, and 0.4 GB as RGB
-    elif kind == "other":
-        Image.new("RGB", (32, 32)).save(frame, "GIF")
-    else:
-        frame.write_bytes(b"")
-    with pytest.raises(runs.InputError, match=r"000010\.png cannot be drawn"):
-        call(monkeypatch, run)
+    frame.write_bytes(frame.read_bytes()[:-30])
+    code, said = call(top)
+    assert code == 2 and "000010.png is damaged" in said
     assert not (run / "samples.gif").exists()
-
-
-def test_the_models_are_the_folders():
-    assert {path.parent.name for path in TOP.glob("*/train.py")} == set(runs.MODELS)
+    shutil.rmtree(run / "frames")
+    assert call(top)[0] == 2  # there is nothing to draw

@@ -1,407 +1,309 @@
-"""The race: the same conditions for all, in order, and on from where it was interrupted."""
+"""race.py: equal conditions, honest numbers, and a race that can be interrupted."""
 
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
-from dataclasses import replace
 from statistics import fmean, stdev
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
-from conftest import FOLDERS, TOP, load
+from conftest import TOP
 from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file
 
-import compare
+import race
 import runs
 
-pytest.importorskip("pandas")
-pytest.importorskip("matplotlib")
-
-import race
-import race_report
-
-# Stands in for evaluate.py: a number drawn from the run's name, beside a floor.
+# Stands in for train.py: writes a run of 0.1 seconds, and remembers what it was asked.
+# say.json lets a run fail: [exit code, message], or wait for a signal: ["wait"].
+TRAIN = """
+import json, os, signal, sys, time
+from pathlib import Path
+top, model = Path(__file__).parent.parent, Path(__file__).parent.name
+asked = dict(word[2:].split("=", 1) for word in sys.argv[1:])
+name, seed = asked.get("name") or asked["resume"], int(asked["seed"])
+with open(top / "asked.jsonl", "a") as file:
+    file.write(json.dumps([name, asked]) + "\\n")
+run = Path(asked["runs-dir"]) / name
+run.mkdir(parents=True, exist_ok="resume" in asked)
+code, *said = json.loads((top / "say.json").read_text()).get(name, [0])
+critics, steps = 5 if "WGAN" in model else 1, int(asked.get("max-steps", 20))
+facts = {"format": 1, "model": model, "started": "", "finished": None if code else "now"}
+facts["pictures"] = {"shape": [9], "digest": "d"}
+(run / "run.json").write_text(json.dumps(facts))
+settings = {"batch_size": 8, "seed": seed, "n_critic": critics}
+(run / "parameters.json").write_text(json.dumps(settings))
+row = f"{steps},1,{steps * 8 * critics},{0.1 + seed}"
+(run / "metrics.csv").write_text("step,epoch,images,seconds\\n" + row + "\\n")
+if code == "wait":
+    got = []
+    signal.signal(signal.SIGTERM, lambda number, _: got.append(number))
+    (run / "ready").touch()
+    while not got:
+        time.sleep(0.01)
+    time.sleep(0.5)  # it saves; what comes now would be lost
+    (run / "checkpoint.pt").write_text(f"{len(got)} {os.getpgrp()}")
+    sys.exit(143)
+print(*said, file=sys.stderr)
+sys.exit(code)
+"""
 EVALUATE = """
 import json, random, sys, time
 from pathlib import Path
-run, num, seed = Path(sys.argv[1]), int(sys.argv[3]), int(sys.argv[5])
-assert sys.argv[2::2] == ["--num", "--seed", "--device"] and sys.argv[7] == "cpu"
+run = Path(sys.argv[1])
+time.sleep(0.3)
 step = int((run / "metrics.csv").read_text().splitlines()[-1].split(",")[0])
 swd = {"value": random.Random(run.name).random(), "floor": 0.0123}
-line = {"step": step, "num": min(num, 5), "seed": seed, "date": str(time.time())}
-line["metrics"] = {"swd": swd}
+line = {"step": step, "seed": 0, "asked": sys.argv[2:], "metrics": {"swd": swd}}
 with open(run / "evaluation.jsonl", "a") as file:
     file.write(json.dumps(line) + "\\n")
 """
-CONDITIONS = {"data": "faces", "hold_out": 5, "image_size": 16, "width": 4, "batch_size": 8}
-CONDITIONS |= {"device": "cpu", "num": 20}
+GIF = "import json, sys; open(sys.argv[-1], 'w').write(json.dumps(sys.argv[1:]))"
+FLAGS = ["--name=x", "--hold-out=5", "--image-size=16", "--width=4", "--batch-size=8", "--num=20"]
+FLAGS += ["--device=cpu", "--models", "DCGAN", "WGAN"]
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    (tmp_path / "pictures").mkdir()
-    for i in range(40):
-        Image.new("RGB", (16, 16), (6 * i, 99, 200 - i)).save(tmp_path / "pictures" / f"{i}.png")
-    return tmp_path / "pictures"
+def project(tmp_path, monkeypatch):
+    """A repository with stand-ins, and a function that holds a race in it."""
+    for model in runs.MODELS:
+        (tmp_path / model).mkdir()
+        (tmp_path / model / "train.py").write_text(TRAIN)
+        (tmp_path / model / "quick.json").write_text("{}")
+    for name, text in {"evaluate.py": EVALUATE, "make_gif.py": GIF, "say.json": "{}"}.items():
+        (tmp_path / name).write_text(text)
+    for module in (runs, race):
+        monkeypatch.setattr(module, "TOP", tmp_path)
+    monkeypatch.setattr(race.time, "sleep", lambda _, sleep=time.sleep: sleep(0.01))
+    monkeypatch.setattr(race.signal, "signal", lambda *_: None)  # pytest has its own
+
+    def hold(*argv, **say):
+        """Hold a race of two seeds; return what each training was asked, trials first."""
+        (tmp_path / "say.json").write_text(json.dumps(say))
+        (tmp_path / "asked.jsonl").write_text("")
+        monkeypatch.setattr(sys, "argv", ["race.py", *FLAGS, "--seeds=2", *argv])
+        race.main()
+        return asked()
+
+    def asked():
+        return [json.loads(line) for line in (tmp_path / "asked.jsonl").read_text().splitlines()]
+
+    return SimpleNamespace(hold=hold, asked=asked, top=tmp_path, folder=tmp_path / "race" / "x")
 
 
-@pytest.fixture
-def plan(tmp_path, monkeypatch):
-    """A race in a folder of its own, with a stand-in for evaluate.py."""
-    (tmp_path / "evaluate.py").write_text(EVALUATE)
-    monkeypatch.setattr(race, "RACES", tmp_path / "race")
-    monkeypatch.setattr(race, "EVALUATE", (sys.executable, str(tmp_path / "evaluate.py")))
-    return race.Race("x", ("DCGAN", "WGAN"), 2, 0, 800, str(tmp_path / "data"), CONDITIONS)
+def names_of(asked):
+    return [name for name, _ in asked]
 
 
-class Trainer:
-    """Stands in for train.py: writes a run folder at once, and remembers what it was asked."""
-
-    def __init__(self):
-        self.asked, self.answers = [], {}
-
-    def __call__(self, model, arguments, watch=None):
-        words = list(map(str, arguments))
-        asked = {k: v for k, v in zip(words, [*words[1:], ""], strict=True) if k.startswith("--")}
-        name = asked.get("--name") or asked["--resume"]
-        self.asked.append((model, name, asked))
-        run = runs.Path(asked["--runs-dir"]) / name
-        (run / "frames").mkdir(parents=True, exist_ok=True)
-        code, reason = self.answers.get(name, (0, ""))
-        each = 40 if "WGAN" in model else 8
-        steps = int(asked.get("--max-steps", 20))
-        facts = {"format": 1, "model": model, "finished": None if code else "now", "started": ""}
-        facts["device"] = "cpu (x, 2 threads), asked"
-        settings = {"batch_size": 8, "seed": int(asked.get("--seed", 0))}
-        settings |= {"n_critic": 5} if "WGAN" in model else {}
-        (run / "run.json").write_text(json.dumps(facts))
-        (run / "parameters.json").write_text(json.dumps(settings))
-        seconds = steps / (4 + settings["seed"])
-        lines = ["step,epoch,images,seconds,loss_d,loss_g"]
-        lines += [f"{s},1,{s * each},{seconds * s / steps},0.5,0.5" for s in (1, steps)]
-        (run / "metrics.csv").write_text("\n".join(lines) + "\n")
-        for step in (0, steps):
-            Image.new("RGB", (32, 32), "teal").save(run / "frames" / f"{step:06d}.png")
-        return code, reason
-
-    def names(self):
-        return [name for _, name, _ in self.asked if name != "trial"]
+def test_all_runs_have_equal_conditions_and_a_partial_race_is_fair(project):
+    found = project.hold("--images=800")
+    assert names_of(found) == ["trial", "trial", "DCGAN-0", "WGAN-0", "DCGAN-1", "WGAN-1"]
+    for name, asked in found[2:]:
+        steps = {"DCGAN": 100, "WGAN": 20}[name[:-2]]  # 800 images, 8 or 5 x 8 a step
+        own = {"max-steps": f"{steps}", "seed": name[-1], "name": name, "config": "quick.json"}
+        own |= {f"{part}-every": str(max(1, steps // n)) for part, n in race.EVERY.items()}
+        assert asked | own == asked and int(asked.pop("epochs")) >= 10**6
+        assert {flag: value for flag, value in asked.items() if flag not in own} == {
+            **{"data": "faces", "hold-out": "5", "image-size": "16", "batch-size": "8"},
+            **{"g-width": "4", "d-width": "4", "device": "cpu"},
+            **{"data-dir": str(project.top / "race" / "data"), "runs-dir": str(project.folder)},
+        }
+    assert {run.name for run in project.folder.glob("*-*")} == {"trial"} ^ set(names_of(found))
 
 
-@pytest.fixture
-def trainer(monkeypatch):
-    trainer = Trainer()
-    monkeypatch.setattr(race, "run_child", trainer)
-    return trainer
+def test_a_budget_of_seconds_is_given_to_every_run(project, monkeypatch):
+    (project.top / "own").mkdir()
+    monkeypatch.chdir(project.top)
+    found = project.hold("--seconds=240", "--data=own")
+    for name, asked in found:
+        assert asked["max-seconds"] == ("3" if name == "trial" else "240.0")
+        assert "max-steps" not in asked and asked["data"] == str(project.top / "own")
+    # The trial makes 20 steps in 0.1 seconds: 48,000 in 240, of which 60 are drawn.
+    assert found[2][1]["frame-every"] == "800"
 
 
-def test_a_partial_race_is_fair_and_all_runs_have_the_same_conditions(plan, trainer):
-    race.hold(plan)
-    assert trainer.names() == ["DCGAN-0", "WGAN-0", "DCGAN-1", "WGAN-1"]
-    assert [name for _, name, _ in trainer.asked[:2]] == ["trial", "trial"]
-    shared = []
-    for model, name, asked in trainer.asked[2:]:
-        steps = {"DCGAN": "100", "WGAN": "20"}[model]  # 800 images, 8 or 40 a step
-        assert (asked.pop("--max-steps"), asked.pop("--seed")) == (steps, name[-1])
-        assert asked.pop("--name") == name and asked.pop("--config") == "quick.json"
-        for part in ("log", "frame", "checkpoint"):
-            assert 0 < int(asked.pop(f"--{part}-every")) <= int(steps) // 10
-        shared.append(asked)
-    assert all(asked == shared[0] for asked in shared)
-    assert {k: shared[0][k] for k in ("--data", "--hold-out", "--g-width", "--d-width")} == {
-        "--data": "faces",
-        "--hold-out": "5",
-        "--g-width": "4",
-        "--d-width": "4",
-    }
+def test_it_says_how_long_it_will_take_with_start_and_evaluation(project, capsys):
+    project.hold("--seconds=100")
+    said = capsys.readouterr().out
+    assert "runs left: 4 of 4; about" in said and "DCGAN-0 finished; about" in said
+    times = [map(int, time) for time in re.findall(r"about (\d+):(\d\d):(\d\d)", said)]
+    first, *rest = [hours * 3600 + minutes * 60 + seconds for hours, minutes, seconds in times]
+    assert 401 <= first <= 430  # each has 100 seconds, 0.3 to evaluate, and a start
+    assert [round(first - left, -2) for left in rest] == [100, 200, 300, 400] and rest[-1] == 0
 
 
-def test_train_py_takes_what_a_race_asks_and_the_nets_are_alike(plan):
-    made = []
-    for folder in FOLDERS:
-        files = load(folder)
-        words = [str(word) for word in race.settings(plan, folder, 1)]
-        made.append(files.utils.parse_config(files.train.Config, words))
-        assert set(files.data.NAMED) | {"faces"} == set(compare.NAMED)
-    for name in ("data", "hold_out", "image_size", "g_width", "d_width", "batch_size", "seed"):
-        assert len({getattr(config, name) for config in made}) == 1, name
-    assert made[0].image_size == 16 and made[0].g_width == 4 and made[0].seed == 1
-    assert len({config.lr for config in made}) > 1  # each model's own
-
-
-def test_a_budget_of_seconds_is_given_to_every_run(plan, trainer):
-    seconds = replace(plan, images=0, seconds=240.0)
-    race.hold(seconds)
-    for _, name, asked in trainer.asked:
-        assert asked["--max-seconds"] == ("3" if name == "trial" else "240.0")
-        assert "--max-steps" not in asked
-    # the stand-in makes 4 steps a second with seed 0: 960 in all, of which 60 are drawn
-    assert trainer.asked[2][2]["--frame-every"] == "16"
-
-
-def test_what_is_finished_is_left_alone_and_seeds_may_be_added(plan, trainer, capsys):
-    race.hold(plan)
-    before = [run.stat().st_mtime_ns for run in plan.folder.glob("*/run.json")]
-    trainer.asked.clear()
-    race_report.report(plan, race.hold(plan))
-    assert trainer.asked == []
-    assert [run.stat().st_mtime_ns for run in plan.folder.glob("*/run.json")] == before
-    for *_, run in plan.runs():
-        assert len((run / "evaluation.jsonl").read_text().splitlines()) == 1
-    with open(run / "evaluation.jsonl", "a") as file:  # by hand, and otherwise
-        file.write('{"step": 20, "num": 9, "seed": 7, "date": "x", "metrics": {}}\n')
-    race.hold(plan)
-    lines = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
-    assert [line["seed"] for line in lines] == [0, 7, 0] and trainer.asked == []
-    race.hold(replace(plan, seeds=3, models=("DCGAN", "WGAN", "WGAN-GP")))
-    assert trainer.names() == ["WGAN-GP-0", "WGAN-GP-1", "DCGAN-2", "WGAN-2", "WGAN-GP-2"]
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"images": 1600}, "images was 800 and is now 1600"),
-        ({"conditions": CONDITIONS | {"width": 8}}, "width was 4 and is now 8"),
-        ({"conditions": CONDITIONS | {"num": 21}}, "num was 20 and is now 21"),
-    ],
-)
-def test_other_conditions_are_refused(plan, trainer, change, named):
-    race.hold(plan)
-    trainer.asked.clear()
-    with pytest.raises(runs.InputError, match=named):
-        race.hold(replace(plan, **change))
-    assert trainer.asked == []
-
-
-def test_another_machine_and_another_quick_json_are_refused(plan, trainer, monkeypatch):
-    race.hold(plan)
-    with monkeypatch.context() as changed:
-        changed.setattr(race.os, "cpu_count", lambda: 999)
-        with pytest.raises(runs.InputError, match=r"cpus was .* and is now 999"):
-            race.hold(plan)
-    monkeypatch.setattr(race, "read_quick", lambda model: {"lr": 9})
-    with pytest.raises(runs.InputError, match=r"DCGAN/quick\.json was"):
-        race.hold(plan)
-    (plan.folder / "race.json").write_text("{")
-    with pytest.raises(runs.InputError, match="damaged"):
-        race.hold(plan)
-
-
-def test_a_failed_run_is_shown_and_stops_nothing(plan, trainer, capsys):
-    trainer.answers["WGAN-0"] = (1, "loss_d is nan at step 7: the training has diverged")
-    race_report.report(plan, race.hold(plan))
-    assert trainer.names() == ["DCGAN-0", "WGAN-0", "DCGAN-1", "WGAN-1"]
-    text = capsys.readouterr().out
-    assert "WGAN-0 failed: loss_d is nan at step 7" in text and "1 of 2" in text
-    assert not (plan.folder / "WGAN-0" / "evaluation.jsonl").exists()
-    rows = list(csv.DictReader((plan.folder / "race.csv").read_text().splitlines()))
-    assert ["nan" in row["failed"] for row in rows] == [False, True, False, False]
-    means = json.loads((plan.folder / "race.json").read_text())["means"]
-    assert means["WGAN"]["runs"] == 1 and means["WGAN"]["swd"]["spread"] is None
-    assert "WGAN-0 failed: loss_d is nan" in (plan.folder / "race.html").read_text()
-    trainer.asked.clear()
-    race.hold(plan)  # it would only diverge again
-    assert trainer.names() == []
-    shutil.rmtree(plan.folder / "WGAN-0")
-    trainer.answers.clear()
-    record = race.hold(plan)
-    assert trainer.names() == ["WGAN-0"] and record["failed"] == {}
-
-
-def test_a_setting_that_train_py_refuses_ends_the_race(plan, trainer):
-    trainer.answers["trial"] = (2, "--data nowhere: no such folder")
-    with pytest.raises(runs.InputError, match="DCGAN: --data nowhere"):
-        race.hold(plan)
-    assert not plan.folder.exists() and len(trainer.asked) == 1
-    trainer.answers = {"DCGAN-1": (2, "no space")}
-    with pytest.raises(runs.InputError, match=r"DCGAN-1: no space"):
-        race.hold(plan)
-    assert trainer.names() == ["DCGAN-0", "WGAN-0", "DCGAN-1"]
-    with pytest.raises(runs.InputError, match="one step of WGAN shows 40"):
-        race.hold(replace(plan, name="y", images=39))
-
-
-def test_what_is_unfinished_is_resumed_and_what_has_no_checkpoint_begins_anew(
-    plan, trainer, capsys
-):
-    trainer.answers = {"WGAN-0": (130, "")}
+def test_what_is_unfinished_is_continued_and_what_is_finished_left_alone(project, capsys):
     with pytest.raises(SystemExit, match="130"):
-        race.hold(plan)
-    assert "the same command goes on" in capsys.readouterr().out
-    assert trainer.names() == ["DCGAN-0", "WGAN-0"]
-    (plan.folder / "WGAN-0" / "checkpoint.pt").touch()
-    (plan.folder / "DCGAN-1").mkdir()
-    (plan.folder / "DCGAN-1" / "left_over").touch()
-    trainer.asked.clear()
-    trainer.answers.clear()
-    race.hold(plan)
-    assert [asked.get("--resume") for *_, asked in trainer.asked] == ["WGAN-0", None, None]
-    assert not (plan.folder / "DCGAN-1" / "left_over").exists()
+        project.hold("--images=800", **{"WGAN-0": [143]})  # somebody stops it
+    assert "the same command continues" in capsys.readouterr().out
+    (project.folder / "WGAN-0" / "checkpoint.pt").touch()
+    (project.folder / "DCGAN-1" / "stale").mkdir(parents=True)  # without a checkpoint
+    before = (project.folder / "DCGAN-0" / "metrics.csv").stat().st_mtime_ns
+    found = project.hold("--images=800")
+    assert names_of(found) == ["WGAN-0", "DCGAN-1", "WGAN-1"]
+    assert [asked.get("resume") for _, asked in found] == ["WGAN-0", None, None]
+    assert not (project.folder / "DCGAN-1" / "stale").exists()
+    assert (project.folder / "DCGAN-0" / "metrics.csv").stat().st_mtime_ns == before
+    more = project.hold("--images=800", "--models", "WGAN", "WGAN-GP", "--seeds=1")
+    assert names_of(more) == ["trial", "WGAN-GP-0"]
 
 
-def test_means_and_spread_are_those_of_the_runs(plan, trainer, capsys):
-    race_report.report(plan, race.hold(plan))
-    rows = list(csv.DictReader((plan.folder / "race.csv").read_text().splitlines()))
-    assert [(row["model"], row["seed"]) for row in rows] == [
-        (model, str(seed)) for model, seed, _ in plan.runs()
-    ]
-    record, text = json.loads((plan.folder / "race.json").read_text()), capsys.readouterr().out
-    for model in plan.models:
-        swd = []
-        for seed in range(2):
-            line = (plan.folder / f"{model}-{seed}" / "evaluation.jsonl").read_text()
-            swd.append(json.loads(line)["metrics"]["swd"]["value"])
-        assert [float(row["swd"]) for row in rows if row["model"] == model] == swd
-        assert record["means"][model]["swd"] == pytest.approx(
-            {"mean": fmean(swd), "spread": stdev(swd)}
-        )
-        _, line = [line for line in text.splitlines() if line.startswith(f"{model} ")]
-        assert line.endswith(race_report.spread(swd)) and " ± " in line
-        assert line in text and race_report.spread(swd) in (plan.folder / "race.html").read_text()
-    assert all(float(row["swd_floor"]) == 0.0123 for row in rows)
-    assert [line.split()[-1] for line in text.splitlines() if "real pictures" in line] == ["0.0123"]
-    with Image.open(plan.folder / "race.gif") as gif:
-        assert gif.width > 2 * 500  # two models beside each other
-    assert record["machine"]["cpus"] == os.cpu_count() and "device" in record["machine"]
-    wrote = [line.split("/")[-1] for line in text.splitlines() if line.startswith("wrote")]
-    assert wrote == ["race.json", "race.csv", "race.html", "race.gif"]
+@pytest.mark.parametrize("other", [{"seed": 7, "step": 100}, {"seed": 0, "step": 50}])
+def test_an_evaluation_by_hand_does_not_count(project, other):
+    project.hold("--images=800", "--seeds=1")
+    file = project.folder / "DCGAN-0" / "evaluation.jsonl"
+    with open(file, "a") as lines:
+        lines.write(json.dumps(other | {"metrics": {}}) + "\n")
+    assert project.hold("--images=800", "--seeds=1") == []
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(line["seed"], line["step"]) for line in lines[::2]] == [(0, 100)] * 2
 
 
-def test_one_race_at_a_time(plan, trainer):
-    race.RACES.mkdir()
-    with FileLock(race.RACES / ".lock"), pytest.raises(runs.InputError, match="another race"):
-        race.hold(plan)
-    assert trainer.asked == [] and not plan.folder.exists()
-    race.hold(plan)
+def test_other_conditions_are_refused(project, monkeypatch):
+    same = ["--images=800", "--seeds=1"]
+    project.hold(*same)
+    for argv, named in ((["--images=400"], "800"), ([*same, "--width=8"], "'width': 4")):
+        with pytest.raises(runs.InputError, match=named):
+            project.hold(*argv)
+    with monkeypatch.context() as changed, pytest.raises(runs.InputError, match="machine"):
+        changed.setattr(race.os, "cpu_count", lambda: 999)
+        project.hold(*same)
+    (project.top / "WGAN" / "quick.json").write_text('{"lr": 9}')
+    with pytest.raises(runs.InputError, match="own"):
+        project.hold(*same)
+    assert project.asked() == []
 
 
-@pytest.mark.parametrize(
-    ("values", "text"),
-    [
-        ([1.0, 3.0], "2.0 ± 1.4"),
-        ([0.01234, 0.01236], "0.012350 ± 0.000014"),
-        ([100.0, 300.0], "200 ± 141"),
-        ([0.5], "0.5"),
-        ([0.5, 0.5], "0.5"),
-        ([float("nan"), 0.25], "0.25"),
-        ([], "-"),
-    ],
-)
-def test_a_mean_has_no_more_digits_than_its_spread_allows(values, text):
-    assert race_report.spread(values) == text
+def test_a_failed_run_is_shown_and_stops_nothing(project, capsys):
+    project.hold("--images=800", **{"WGAN-0": [1, "train.py: error: loss_d is <nan>"]})
+    record = json.loads((project.folder / "race.json").read_text())
+    assert record["failed"] == {"WGAN-0": "loss_d is <nan>"}
+    assert record["means"]["WGAN"]["runs"] == 1 and record["means"]["DCGAN"]["runs"] == 2
+    assert record["means"]["WGAN"]["swd"]["spread"] is None
+    rows = list(csv.DictReader((project.folder / "race.csv").read_text().splitlines()))
+    assert [row["failed"] for row in rows] == ["", "loss_d is <nan>", "", ""]
+    assert "WGAN-0 failed: loss_d is <nan>" in capsys.readouterr().out
+    assert "WGAN-0 failed: loss_d is &lt;nan&gt;" in (project.folder / "race.html").read_text()
+    assert names_of(project.hold("--images=800")) == ["WGAN-0"]
+    assert json.loads((project.folder / "race.json").read_text())["failed"] == {}
 
 
-def test_a_request_to_stop_whose_exception_is_lost_is_heeded(tmp_path):
-    program = """
-import signal, sys, time
-signal.signal(signal.SIGINT, lambda *_: (open("told", "w").close(), sys.exit(130)))
-open("ready", "w").close()
-time.sleep(60)
-"""
-
-    def watch():
-        if (tmp_path / "ready").exists() and not race.REQUESTS:
-            with suppress(KeyboardInterrupt):
-                os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(1)
-
-    with pytest.raises(KeyboardInterrupt), race.signals_interrupt():
-        race.run_program([sys.executable, "-c", program], tmp_path, watch)
-    assert (tmp_path / "told").exists()
-    with pytest.raises(KeyboardInterrupt), race.signals_interrupt():
-        race.REQUESTS.append(signal.SIGINT)  # one that comes as the program ends
-        race.run_program([sys.executable, "-c", "pass"], tmp_path)
+def test_what_train_py_refuses_ends_the_race_before_it_begins(project):
+    with pytest.raises(runs.InputError, match="DCGAN: --data nowhere"):
+        project.hold("--images=800", trial=[2, "train.py: error: --data nowhere: no such folder"])
+    assert not project.folder.exists() and len(project.asked()) == 1
+    for argv in ([], ["--seconds=1", "--images=9"], ["--seconds=-1"], ["--images=9", "--seeds=0"]):
+        with pytest.raises(runs.InputError, match="--seconds or --images"):
+            project.hold(*argv)
 
 
-def test_without_evaluate_py_the_race_goes_on(plan, trainer, monkeypatch, capsys):
-    monkeypatch.setattr(race, "EVALUATE", (sys.executable, str(TOP / "no_such.py")))
-    race_report.report(plan, race.hold(plan))
-    text = capsys.readouterr().out
-    assert text.count("not evaluated: ") == 4 and "no_such.py" in text
-    assert (plan.folder / "race.html").exists()
+def test_means_and_spread_are_those_of_the_runs(project, capsys):
+    project.hold("--images=800")
+    said, page = capsys.readouterr().out, (project.folder / "race.html").read_text()
+    means = json.loads((project.folder / "race.json").read_text())["means"]
+    rows = list(csv.DictReader((project.folder / "race.csv").read_text().splitlines()))
+    for model in ("DCGAN", "WGAN"):
+        files = [project.folder / f"{model}-{seed}" / "evaluation.jsonl" for seed in range(2)]
+        found = [json.loads(file.read_text())["metrics"]["swd"]["value"] for file in files]
+        assert [float(row["swd"]) for row in rows if row["model"] == model] == found
+        assert means[model]["swd"] == pytest.approx({"mean": fmean(found), "spread": stdev(found)})
+        text = f"{fmean(found):.4g} ± {stdev(found):.2g}"
+        assert text in said and text in page
+    assert re.search(r"^swd .* 0\.0123$", said, re.M) and "hidden units in the simple GAN" in page
+    project.hold("--images=800", "--name=one", "--seeds=1")
+    assert "±" not in capsys.readouterr().out
 
 
-def test_a_program_is_told_once_to_stop_and_waited_for(tmp_path, monkeypatch):
-    """The program stops at the first signal, but takes its time; a second would kill it."""
-    program = """
-import os, signal, time
-got = []
-signal.signal(signal.SIGINT, lambda *_: got.append(1))
-open("ready", "w").close()
-while not got: time.sleep(0.01)
-time.sleep(0.7)
-open("saved", "w").write(f"{len(got)} {os.getpgrp()}")
-"""
+def test_evaluate_py_and_make_gif_py_understand_what_they_are_asked(project):
+    import evaluate
+    import make_gif
 
-    def watch():
-        if (tmp_path / "ready").exists() and not done:
-            done.append(True)
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    done = []
-    with pytest.raises(KeyboardInterrupt), race.signals_interrupt():
-        race.run_program([sys.executable, "-c", program], tmp_path, watch)
-    signals, group = map(int, (tmp_path / "saved").read_text().split())
-    assert signals == 1
-    assert group != os.getpgrp()  # a terminal's Ctrl-C goes to a group, and would reach it as well
-    assert race.run_program(
-        [sys.executable, "-c", "raise SystemExit('a.py: error: x: y')"], tmp_path
-    ) == (
-        1,
-        "x: y",
-    )
-    code, reason = race.run_program(
-        [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], "."
-    )
-    assert code == -9 and reason == "killed by signal 9"
+    project.hold("--images=800")
+    run = project.folder / "DCGAN-0"
+    asked = json.loads((run / "evaluation.jsonl").read_text())["asked"]
+    asked = evaluate.parse_arguments([str(run), *asked, "--num=200"])
+    assert (asked.seed, asked.device) == (0, "cpu")
+    asked = make_gif.parse_arguments(json.loads((project.folder / "race.gif").read_text()))
+    assert asked.side_by_side and asked.out == project.folder / "race.gif"
+    assert {text.split("/")[-1] for text in map(str, asked.runs)} == {"DCGAN-0", "WGAN-0"}
 
 
-def test_interrupted_and_gone_on_with_it_equals_one_that_was_not(plan, pictures, tmp_path):
-    """The command, with the real train.py: stopped in the middle of a run, then started again."""
-    script = f"""
-import sys
-sys.path.insert(0, {str(TOP)!r})
-import compare, race, runs
-race.RACES = runs.Path({str(race.RACES)!r})
-race.EVALUATE = {race.EVALUATE!r}
-with runs.plain_errors():
-    compare.main()
-"""
-    command = [sys.executable, "-c", script, "--race", "--images", "1600", "--models", "DCGAN"]
-    command += ["--seeds", "2", "--data", pictures, "--hold-out", "5", "--image-size", "16"]
-    command += ["--width", "4", "--batch-size", "8", "--device", "cpu", "--num", "20"]
-    command = [*map(str, command), "--name", "x"]
-    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": tmp_path}
-    how["env"] = os.environ | {"OMP_NUM_THREADS": "1"}
-    run = plan.folder / "DCGAN-0"
-    with subprocess.Popen(command, start_new_session=True, **how) as first:
-        while not (run / "metrics.csv").exists() and first.poll() is None:
-            time.sleep(0.02)
-        os.killpg(first.pid, signal.SIGINT)  # as Ctrl-C does: to all in the terminal
-        out, error = first.communicate(timeout=60)
-    assert first.returncode == 130 and "the same command goes on" in out, error
+def test_one_race_at_a_time(project):
+    lock = FileLock(project.top / "race" / ".lock")
+    with lock, pytest.raises(runs.InputError, match="another race"):
+        project.hold("--images=800")
+    assert project.asked() == [] and not project.folder.exists()
+
+
+def test_windows_has_its_own_way_to_ask_for_a_stop(monkeypatch):
+    popen = Mock()
+    popen.return_value.poll.side_effect = KeyboardInterrupt
+    monkeypatch.setattr(race.sys, "platform", "win32")
+    monkeypatch.setattr(race.subprocess, "CREATE_NEW_PROCESS_GROUP", 512, raising=False)
+    monkeypatch.setattr(race.signal, "CTRL_BREAK_EVENT", 1, raising=False)
+    monkeypatch.setattr(race.subprocess, "Popen", popen)
+    with pytest.raises(KeyboardInterrupt):
+        race.run_child(["train.py"], race.tqdm(disable=True))
+    assert popen.call_args.kwargs["creationflags"] == 512
+    popen.return_value.send_signal.assert_called_once_with(1)
+    popen.return_value.wait.assert_called_once_with()
+
+
+def start(top, *argv):
+    """Start race.py in a process group of its own, as a terminal does."""
+    script = f"import race, runs\nrace.TOP = runs.TOP = runs.Path({str(top)!r})\n"
+    script += "with runs.plain_errors(): race.main()"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TOP)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-c", script, *FLAGS, "--seeds=1", *argv]
+    return subprocess.Popen(command, start_new_session=True, env=environment, **pipes)
+
+
+def interrupt(child, number, path):
+    """Wait for a file and send a signal to all that the terminal started, as Ctrl-C does."""
+    while not path.exists() and child.poll() is None:
+        time.sleep(0.01)
+    os.killpg(child.pid, number)
+    out, error = child.communicate(timeout=60)
+    assert child.returncode == 130 and "the same command continues" in out, error
     assert "Traceback" not in error
-    stopped = torch.load(run / "checkpoint.pt", weights_only=True)["step"]
-    assert "stopped     at step" in (run / "train.log").read_text()
-    assert 0 < stopped < 200 and not json.loads((run / "run.json").read_text())["finished"]
-    second = subprocess.run(command, timeout=120, **how)
-    assert second.returncode == 0, second.stderr
-    assert "200 steps, 1,600 images" in second.stdout
-    assert not {path.name for path in tmp_path.iterdir()} & {"compare.html", "tensorboard"}
-    files = load("DCGAN")
-    for seed in range(2):
-        run = plan.folder / f"DCGAN-{seed}"
-        words = ["--config", str(run / "parameters.json"), "--runs-dir", str(tmp_path / "runs")]
-        config = files.utils.parse_config(files.train.Config, [*words, "--name", str(seed)])
-        assert config.seed == seed
-        whole = load_file(files.train.train(config) / "generator.safetensors")
-        for name, weight in load_file(run / "generator.safetensors").items():
-            assert torch.equal(weight, whole[name]), name
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_training_is_asked_once_to_stop_and_waited_for(project, number):
+    (project.top / "say.json").write_text('{"DCGAN-0": ["wait"]}')
+    run, child = project.folder / "DCGAN-0", start(project.top, "--images=800")
+    interrupt(child, number, run / "ready")
+    signals, group = map(int, (run / "checkpoint.pt").read_text().split())
+    assert signals == 1 and group != child.pid
+
+
+def test_an_interrupted_race_equals_one_that_was_not(project):
+    """With the real train.py, interrupted in the middle of a run."""
+    (project.top / "images").mkdir()
+    for i in range(40):
+        Image.new("RGB", (16, 16), (6 * i, 99, 0)).save(project.top / "images" / f"{i}.png")
+    shutil.rmtree(project.top / "DCGAN")
+    kept_out = shutil.ignore_patterns("tensorboard", "data", "__pycache__")
+    shutil.copytree(TOP / "DCGAN", project.top / "DCGAN", ignore=kept_out)
+    argv = ["--images=1600", "--models", "DCGAN", f"--data={project.top / 'images'}"]
+    run = project.folder / "DCGAN-0"
+    interrupt(start(project.top, *argv), signal.SIGINT, run / "metrics.csv")
+    assert 0 < torch.load(run / "checkpoint.pt", weights_only=True)["step"] < 200
+    out, error = start(project.top, *argv).communicate(timeout=120)
+    assert "DCGAN-0 finished" in out, error
+    assert (run / "metrics.csv").read_text().splitlines()[-1].startswith("200,")
+    whole = ["--config", run / "parameters.json", "--runs-dir", project.top, "--name=whole"]
+    subprocess.run([sys.executable, TOP / "DCGAN" / "train.py", *whole], check=True)
+    weights = load_file(project.top / "whole" / "generator.safetensors")
+    for name, weight in load_file(run / "generator.safetensors").items():
+        assert torch.equal(weight, weights[name]), name

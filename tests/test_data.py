@@ -124,7 +124,9 @@ def test_channels_are_as_asked_or_those_that_the_images_need(tmp_path):
     found, three = (read(tmp_path / "p", tmp_path, 16, c).images for c in ("data", 3))
     assert found.shape == (3, 16, 16, 1) and (three == found.repeat(3, 3)).all()
     assert {image.tobytes() for image in found} == {image.tobytes() for image in grey}
-    noise().save(tmp_path / "p" / "colour.png")
+    image = grey[0].convert("RGB")
+    image.putpixel((5, 5), (99, 99, 100))  # the only one that is not grey
+    image.save(tmp_path / "p" / "colour.png")
     mixed, ones = (read(tmp_path / "p", tmp_path, 16, c).images for c in ("data", 1))
     assert mixed.shape == (4, 16, 16, 3) and ones.shape == (4, 16, 16, 1)
 
@@ -180,6 +182,7 @@ def test_images_are_decoded_once_and_again_when_anything_differs(tmp_path, monke
     for change, expected in (
         (lambda: read(folder, tmp_path, batch_size=3, hold_out=2), 0),
         (lambda: os.truncate(cache, 1000), 8),
+        (lambda: cache.write_bytes(cache.read_bytes() + b"x"), 8),
         (lambda: os.truncate(facts, 20), 8),
         (facts.unlink, 8),
         (lambda: os.utime(folder / NAMES[3], (1, 1)), 8),

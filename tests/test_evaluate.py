@@ -106,8 +106,7 @@ def test_with_too_few_of_these_two_halves_are_compared(run, call, monkeypatch, c
     assert row["num"] == 200 and row["held_out"] == "half of the training pictures"
     assert list(row["metrics"]) == OFFLINE[:-1] and everything is None
     assert len(names_of(real) | names_of(unseen)) == 400
-    text = capsys.readouterr().out
-    assert "floor: 200 other training images" in text and "memorisation is left out" in text
+    assert "floor: 200 other training images" in capsys.readouterr().out
 
 
 def test_images_are_chosen_from_the_whole_set_by_the_seed(run):
@@ -125,8 +124,8 @@ def test_seed_and_num_have_their_effect(run, call):
     generator, about = runs.load_generator(run)
     rng = torch.Generator().manual_seed(7)
     z = torch.stack([torch.randn(about["arguments"]["z_dim"], generator=rng) for _ in range(120)])
-    expected = ((generator(z).detach() + 1) * 127.5).movedim(1, 3).numpy()
-    np.testing.assert_allclose(generated, expected, atol=0.51)
+    expected = (generator(z).detach() + 1).movedim(1, 3).numpy() * 127.5
+    assert np.abs(generated - expected).max() < 0.51
     assert call(run, "--num", 120, "--seed", 7)[0]["metrics"] == row["metrics"]
     other = call(run, "--num", 120)[0]["metrics"]
     assert all(other[n][s] != row["metrics"][n][s] for n in DISTANCES for s in ("value", "floor"))
@@ -170,8 +169,10 @@ def test_errors_are_one_line(call, run, tmp_path):
 def test_known_sets_of_faces(monkeypatch):
     faces = np.stack(list(runs.load_file_of("DCGAN", "data").draw_faces(1200, 32, seed=7)))
     training, unseen, fresh = faces[:600], faces[600:900], faces[900:]
-    small = fresh.reshape(300, 16, 2, 16, 2, 3).mean((2, 4)).astype(np.uint8)
-    blurred = small.repeat(2, 1).repeat(2, 2)
+    means = fresh.reshape(300, 16, 2, 16, 2, 3).mean((2, 4))
+    thumbnails = evaluate.thumbnails_of(fresh).reshape(300, 3, 16, 16)
+    np.testing.assert_allclose(thumbnails.movedim(1, 3), means / 127.5 - 1, atol=1e-5)
+    blurred = means.astype(np.uint8).repeat(2, 1).repeat(2, 2)
     noise = np.random.default_rng(0).integers(0, 256, fresh.shape, np.uint8)
     pale, repeated = (fresh * 0.7 + 40).astype(np.uint8), fresh[np.arange(300) % 30]
     sets = (fresh, blurred, noise, pale, repeated, training[300:])
@@ -190,10 +191,9 @@ def test_known_sets_of_faces(monkeypatch):
 
 
 def test_sliced_wasserstein_of_a_shift():
-    points = np.random.default_rng(0).normal(size=(500, 1)).astype(np.float32)
-    half = points + 0.5 * (points > np.median(points))  # on a line all directions are alike
-    shifted = {32: half.astype(np.float32), 16: points[::-1] + 0.75}
-    found = evaluate.sliced_wasserstein(shifted, {32: points, 16: points}, seed=3)
+    x = np.random.default_rng(0).normal(size=(500, 1)).astype(np.float32)
+    half = x + np.float32(0.5) * (x > np.median(x))  # on a line all directions are alike
+    found = evaluate.sliced_wasserstein({32: half, 16: x[::-1] + 0.75}, {32: x, 16: x}, seed=3)
     assert found == pytest.approx({"swd": 0.5, "swd_32": 0.25, "swd_16": 0.75}, rel=1e-4)
 
 

@@ -122,7 +122,9 @@ def open_cache(cache: Path, hold_out: int) -> Dataset:
         if np.prod(shape) != cache.stat().st_size:
             raise ValueError("its size is wrong")
         # mode "c": PyTorch wants writable memory, and nothing written to it reaches the file
-        images = np.memmap(cache, np.uint8, mode="c", shape=shape)
+        images = np.empty((0, *shape[1:]), np.uint8)
+        if shape[0]:  # an empty file cannot be mapped
+            images = np.memmap(cache, np.uint8, mode="c", shape=shape)
         first = max(0, len(images) - hold_out)
         return Dataset(images[:first], images[first:], facts["digest"], facts["skipped"], cache)
     except (OSError, LookupError, TypeError, ValueError) as error:
@@ -196,13 +198,14 @@ def list_images(data: str, root: Path, image_size: int) -> tuple[Iterable, int, 
     if data in TORCHVISION:
         return download(data, root, image_size)
     if data and path.is_dir():
-        names = sorted(str(file) for file in path.resolve().rglob("*") if file.is_file())
+        names = sorted(str(file) for file in path.resolve().rglob("*") if not file.is_dir())
         items = [name for name in names if Path(name).suffix.lower() in READ]
-        about = [os.stat(name) for name in items]
+        about = [os.lstat(name) for name in items]
         facts = [items, [(each.st_size, each.st_mtime_ns) for each in about]]
     elif zipfile.is_zipfile(path):
         archive = zipfile.ZipFile(path)
-        entries = sorted(archive.infolist(), key=lambda entry: entry.filename)
+        entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+        entries.sort(key=lambda entry: entry.filename)
         names = [entry.filename for entry in entries]
         items = [(archive, e) for e in entries if Path(e.filename).suffix.lower() in READ]
         facts = [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
@@ -258,6 +261,8 @@ def decode(item: Any, image_size: int, channels: Channels) -> np.ndarray:
     if isinstance(item, np.ndarray):
         return fit(Image.fromarray(item), image_size, channels)
     zipped = isinstance(item, tuple)
+    if not zipped and not Path(item).is_file():
+        raise ValueError("not a file that can be read")  # opening a pipe would take forever
     size = item[1].file_size if zipped else os.stat(item).st_size
     if size > MOST_BYTES:
         raise ValueError(f"{size / 1e6:,.0f} MB are more than {MOST_BYTES // 10**6} MB")

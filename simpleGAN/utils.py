@@ -17,6 +17,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, BooleanOptionalAction
 from collections.abc import Callable, Iterator
@@ -58,6 +59,7 @@ class RunError(Exception):
 def plain_errors() -> Iterator[None]:
     """End the program with one line and an exit code where a traceback would help nobody."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.excepthook = lambda _: None  # TensorBoard's thread; its errors come up here as well
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # a name may not fit the encoding
     try:
@@ -438,7 +440,10 @@ def read_checkpoint(run: Path) -> tuple[dict[str, Any], list[str]]:
             with ZipFile(path) as archive:  # which is what torch.save writes
                 if part := archive.testzip():  # a CRC-32 for each tensor
                     raise BadZipFile(f"{part} in it is damaged")
-            return torch.load(path, map_location="cpu", weights_only=True), damaged
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            if not {"step", "seconds", "settings", "own"} <= set(state):
+                raise ValueError("it is not a checkpoint of this program")
+            return state, damaged
         except Exception as error:  # a damaged file can raise nearly anything
             damaged.append(f"{path.name}: {' '.join(str(error).split())}")
     raise RunError(f"no checkpoint in {run} can be read: {'; '.join(damaged)}")
@@ -758,6 +763,8 @@ class Run:
             for name, value in settings_of(self.config).items()
             if name not in MAY_DIFFER and saved.get(name, value) != value
         ]
+        if (was := before.get("model")) != self.facts["model"]:
+            wrong.append(f"it is a run of {was}")
         if before.get("pictures") != self.facts["pictures"]:
             wrong.append("the images are not those it was trained on")
         if (was := before.get("processes", 1)) != processes():

@@ -340,6 +340,16 @@ def average_gradients(*optimizers: Optimizer) -> None:
 
 
 @contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name the file or folder that cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise RunError(f"{path} cannot be written ({reason}); earlier files are kept") from None
+
+
+@contextmanager
 def write_aside(path: Path, keep: Path | None = None) -> Iterator[IO[bytes]]:
     """Write a file under another name and rename it once it is whole and on the disk.
 
@@ -350,16 +360,14 @@ def write_aside(path: Path, keep: Path | None = None) -> Iterator[IO[bytes]]:
     """
     aside = path.with_name(f".{path.name}.part")
     try:
-        with open(aside, "w+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if keep and path.exists():
-            os.replace(path, keep)
-        os.replace(aside, path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise RunError(f"{path} cannot be written ({reason}); earlier files are kept") from None
+        with writing(path):
+            with open(aside, "w+b") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            if keep and path.exists():
+                os.replace(path, keep)
+            os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -416,9 +424,8 @@ def find_run(runs_dir: str, name: str) -> Path:
     """
     folder = runs_folder(runs_dir)
     found = {file.parent for file in folder.glob("*/checkpoint*.pt")}
-    started = {run: read_json(run / "run.json").get("started") or "" for run in found}
-    if name == "latest" and started:
-        return max(started, key=started.get)
+    if name == "latest" and found:
+        return max(found, key=lambda run: read_json(run / "run.json").get("started") or "")
     if folder / name not in found:
         names = ", ".join(sorted(run.name for run in found)) or "none"
         raise InputError(f"--resume {name}: no run of this name in {folder} (there: {names})")
@@ -538,7 +545,8 @@ class Run:
         self.row_before = (self.step, self.seconds)
         self.open = ExitStack()  # what is closed at the end
         if self.is_main:
-            self.start()
+            with writing(self.path):
+                self.start()
 
     def start(self) -> None:
         """Lock the folder, write what the run is, open TensorBoard, and say all of it."""
@@ -599,7 +607,7 @@ class Run:
         for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):  # Windows lacks the third
             if number := getattr(signal, name, None):
                 self.open.callback(signal.signal, number, signal.signal(number, receive))
-        with self.open, self.bar:
+        with writing(self.path), self.open, self.bar:
             if self.step == 0:
                 self.draw()
                 self.save()

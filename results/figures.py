@@ -203,14 +203,14 @@ def table_of_race() -> str:
     for name, form in forms.items():
         values = [float(run[f"{name}_floor"]) for run in runs if f"{name}_floor" in run]
         floors.append(format(sum(values) / len(values), form) if values else "")
-    rows.append(f"| real pictures | {' | '.join(floors)} |")
+    rows.append(f"| real images | {' | '.join(floors)} |")
     return "\n".join(rows) + "\n"
 
 
 def table_of_runs() -> str:
     """Lay out the runs on record as Markdown: their length, and the last evaluation of each."""
     shown = {"swd": ".3f", "frechet_random": ",.0f", "diversity": ".2f", "repetition": ".2f"}
-    rows = ["| run | pictures | steps | images shown | minutes | " + " | ".join(shown) + " |"]
+    rows = ["| run | images | steps | images shown | minutes | " + " | ".join(shown) + " |"]
     rows.append("|---" * (5 + len(shown)) + "|")
     for folder in (f for model in MODELS for f in sorted((TOP / "results" / model).iterdir())):
         facts, settings = (

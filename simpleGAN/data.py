@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from filelock import FileLock
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -146,7 +146,10 @@ def build_cache(
             return decode(item, image_size, channels)
         except Exception as error:  # a broken image can raise nearly anything
             name = item[1].filename if isinstance(item, tuple) else item
-            return f"{name}: {' '.join(str(error).split()) or type(error).__name__}"
+            reason = " ".join(str(error).split()) or type(error).__name__
+            if isinstance(error, UnidentifiedImageError):  # it names an object of ours
+                reason = "damaged, or not an image"
+            return f"{name}: {reason}"
 
     shape, grey = [0, image_size, image_size, 1 if channels == 1 else 3], channels == "data"
     bar = tqdm(total=count, desc="decoding", unit="image", leave=False, disable=None)
@@ -203,7 +206,10 @@ def list_images(data: str, root: Path, image_size: int) -> tuple[Iterable, int, 
         about = [os.lstat(name) for name in items]
         facts = [items, [(each.st_size, each.st_mtime_ns) for each in about]]
     elif zipfile.is_zipfile(path):
-        archive = zipfile.ZipFile(path)
+        try:
+            archive = zipfile.ZipFile(path)
+        except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
+            raise InputError(f"--data {data}: the zip cannot be read ({error})") from None
         entries = [entry for entry in archive.infolist() if not entry.is_dir()]
         entries.sort(key=lambda entry: entry.filename)
         names = [entry.filename for entry in entries]

@@ -340,7 +340,8 @@ def test_hostile_images_are_skipped_by_name_and_training_goes_on(flags, tmp_path
     out, err = capsys.readouterr()
     named = {Path(line.split()[1].strip(":")).name for line in err.splitlines()}
     assert named == {*hostile_images(), "pipe.png", "broken_link.png", "large.png"}
-    assert "images      24 of" in out and "finished" in out and "object at" not in err
+    assert "large.png: 1,000 MB are more than 100 MB" in err and "object at" not in err
+    assert "images      24 of" in out and "finished" in out
 
 
 def test_a_hostile_zip_is_read_without_writing_anything(flags, tmp_path, capsys):

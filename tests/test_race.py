@@ -87,7 +87,7 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setattr(race.signal, "signal", lambda *_: None)  # pytest has its own
 
     def hold(*argv, **say):
-        """Hold a race of two seeds; return what trainings were asked, by their name and in order."""
+        """Hold a race of two seeds; return what trainings were asked, by name and in order."""
         (tmp_path / "say.json").write_text(json.dumps(say))
         (tmp_path / "asked.jsonl").write_text("")
         monkeypatch.setattr(sys, "argv", ["race.py", *FLAGS, "--seeds=2", *argv])

@@ -155,6 +155,6 @@ def test_requirements_are_what_is_imported_and_have_lower_bounds():
     found = {a.name for node in nodes if isinstance(node, ast.Import) for a in node.names}
     found |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
     found = {name.split(".")[0] for name in found} - {file.stem for file in files}
-    found -= {"PIL", "ot", "packaging", "nbformat", *sys.stdlib_module_names}
+    found -= {"PIL", "av", "ot", "packaging", "nbformat", *sys.stdlib_module_names}
     others = {"pillow", "POT", "gdown", "tensorboard", "pytest_xdist", "ipykernel", "ruff"}
     assert found - others == {one.name.replace("-", "_") for one in wanted} - others

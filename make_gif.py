@@ -170,7 +170,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--max-mb", type=float, default=5, help="greatest size of a file in MB (default: 5)")
     args = parser.parse_args(argv)
     if not 0 < args.fps <= 50:
-        parser.error(f"--fps {args.fps:g}: must be above 0 and at most 50")
+        parser.error(f"--fps {args.fps:g}: must be above 0, and 50 at most")
     if args.every is not None and args.every < 1:
         parser.error(f"--every {args.every}: must be 1 or more")
     if not args.max_mb > 0:

@@ -308,6 +308,9 @@ def start(mutant: Mutant, place: Path, top: Path, tests: dict[str, Test]) -> tup
         folders.add(path.parent.name)
 
     def may_notice(test: Test) -> bool:
+        elsewhere = test.folders and Path(mutant.file).parts[0] not in test.folders
+        if elsewhere:  # a file that four folders share meets the tests of one
+            return False
         if mutant.lines:
             return not test.lines.isdisjoint((mutant.file, line) for line in mutant.lines)
         return not test.folders or not test.folders.isdisjoint(folders)

@@ -71,7 +71,7 @@ def test_images_are_cut_scaled_and_made_grey_like_pillows(tmp_path, mode, size):
 
 
 def test_a_large_jpeg_is_scaled_like_any_image(tmp_path):
-    image = noise(size=(24, 32)).resize((96, 128), Image.Resampling.BOX)
+    image = noise(size=(45, 60)).resize((896, 1200), Image.Resampling.BOX)
     found = show(tmp_path, image, 32, name="x.jpg", quality=95).astype(float)
     assert np.abs(found - plain(image, 32)).mean() < 2
 

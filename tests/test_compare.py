@@ -109,6 +109,7 @@ def test_every_curve_is_drawn_from_its_file_against_each_axis(four):
             assert np.array_equal(figure.data[raw].x, columns["images"])
             assert all(np.array_equal(buttons[n][i], columns[n]) for n in buttons for i in pair)
             assert figure.data[raw].hovertemplate and figure.data[mean].hoverinfo == "skip"
+            assert not figure.data[mean].hovertemplate  # or each tooltip is shown twice
     assert not lines and set(buttons) == {"images", "seconds", "step"}
     assert len([line for line in figure.data if line.showlegend]) == 4
     assert all(line.legendgroup == line.name for line in figure.data)  # a click hides all of a run

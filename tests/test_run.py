@@ -84,6 +84,9 @@ def test_a_run_holds_what_the_design_says(files, tiny):
         tensors = [t for key, t in state[name].items() if not key.endswith(buffers)]
         assert count == sum(tensor.numel() for tensor in tensors)
     assert len(facts["parameters"]) == 2
+    other = "critic" if files.folder.startswith("WGAN") else "discriminator"
+    parts = {"generator", other, "generator_optimizer", f"{other}_optimizer", "batches"}
+    assert set(state) == parts | {"step", "seconds", "settings", "own"}
 
     rows = rows_of(run)
     common = ["step", "epoch", "images", "seconds", "loss_d", "loss_g"]

@@ -1,7 +1,7 @@
 """Settings: defaults, JSON files and flags, and what is refused, with which words."""
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import FrozenInstanceError, asdict, fields
 from pathlib import Path
 
 import docstring_parser
@@ -31,8 +31,10 @@ def settings_file(tmp_path):
     return write
 
 
-def test_without_arguments_settings_are_the_defaults(files):
+def test_without_arguments_settings_are_the_defaults_and_stay(files):
     assert parse(files) == files.train.Config()
+    with pytest.raises(FrozenInstanceError):
+        parse(files).lr = 1.0
 
 
 def test_a_flag_wins_over_files_and_the_last_file_over_the_others(files, settings_file):

@@ -59,3 +59,25 @@ def test_chosen_minibatches_keep_their_place_in_memory():
         batches.draw(3)
         places.add(batches.chosen.data_ptr())
     assert len(places) == 1
+
+
+def test_networks_are_placed_in_the_layout_that_is_fast(files, tiny, monkeypatch):
+    """Channels last for convolutions, and both optimisers fused where PyTorch can."""
+    seen = {}
+
+    class Looked(BaseException):
+        pass
+
+    def look(*arguments):
+        seen.update(arguments[-1])
+        raise Looked
+
+    monkeypatch.setattr(files.train, "Run", look)
+    with pytest.raises(Looked):
+        train(files.folder, tiny)
+    for name, part in seen.items():
+        if isinstance(part, torch.nn.Module):
+            kernels = [p for p in part.parameters() if p.ndim == 4 and p.shape[1] > 1]
+            assert all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+        if isinstance(part, torch.optim.Adam):
+            assert part.param_groups[0]["fused"], name

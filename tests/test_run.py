@@ -344,6 +344,16 @@ def test_bad_input_gets_one_line_and_leaves_nothing_behind(argv, words, tmp_path
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_main_trains_with_the_flags_and_ends_with_a_line(files, tiny, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py", *flags_of(tiny | {"max_steps": 1, "name": "a"})])
+    files.train.main()
+    with pytest.raises(SystemExit) as ended:
+        files.train.main()
+    assert ended.value.code == 2
+    out, error = capsys.readouterr()
+    assert "finished    1 step in" in out and error.startswith("train.py: error: --name a: ")
+
+
 def test_trouble_at_run_time_has_exit_code_1(tmp_path, tiny):
     (tmp_path / "file").write_text("in the way")
     settings = tiny | {"runs_dir": tmp_path / "file"}

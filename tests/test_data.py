@@ -148,12 +148,24 @@ def test_images_are_sorted_shuffled_and_the_last_held_out_from_a_zip_too(tmp_pat
 
 
 def test_kinds_that_are_not_read_are_counted_with_advice(tmp_path):
+    kinds = ("avif", "heic", "heif", "jp2", "jxl", "psd", "svg", "tif", "tiff")
+    for kind in kinds:
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / f"1.{kind}").write_bytes(b"x")
+        assert f"1 .{kind} not read" in refusal(tmp_path / kind, tmp_path)
+        shutil.rmtree(tmp_path / kind)
     for name in ("1.HEIC", "2.heic", "3.avif", "4.tif", "5.txt"):
         (tmp_path / name).write_bytes(b"x")
     said = refusal(tmp_path, tmp_path)
     for line in (said, *read(numbered(tmp_path, ["a.png"]), tmp_path).skipped):
         assert "1 .avif, 2 .heic, 1 .tif not read" in line and "convert to JPEG or PNG" in line
         assert str(tmp_path) in line and "txt" not in line
+
+
+def test_the_cache_is_beside_the_code_by_default(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.data, "HERE", tmp_path)
+    found = files.data.load_images(str(numbered(tmp_path / "p", NAMES)), "", 16, 3, 1, 0)
+    assert found.cache.parent == tmp_path / "data" / "cache"
 
 
 def test_too_few_images_are_refused_with_the_numbers(tmp_path, monkeypatch):

@@ -165,8 +165,12 @@ def figure(runs: list[Run]) -> go.Figure:
         drawn.add_trace(go.Scatter(raw, y=mean, hoverinfo="skip"))
         raw.update(opacity=0.35, showlegend=False, hovertemplate="%{y:.4g}")
     drawn.for_each_annotation(lambda title: title.update(text=title.text.removeprefix("panel=")))
-    drawn.update_xaxes(title="", showticklabels=True, rangemode="tozero", gridcolor="rgba(136, 136, 136, 0.27)")
-    drawn.update_yaxes(title="", showticklabels=True, matches=None, gridcolor="rgba(136, 136, 136, 0.27)")
+    drawn.update_xaxes(
+        title="", showticklabels=True, rangemode="tozero", gridcolor="rgba(136, 136, 136, 0.27)"
+    )
+    drawn.update_yaxes(
+        title="", showticklabels=True, matches=None, gridcolor="rgba(136, 136, 136, 0.27)"
+    )
     buttons = []
     for i, name in enumerate(AXES):
         change = {"x": [line.customdata[:, i] for line in drawn.data]}, {"xaxis.autorange": True}

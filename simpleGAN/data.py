@@ -121,9 +121,9 @@ def open_cache(cache: Path, hold_out: int) -> Dataset:
         shape = tuple(facts["shape"])
         if np.prod(shape) != cache.stat().st_size:
             raise ValueError("its size is wrong")
-        # mode "c": PyTorch wants writable memory, and nothing written to it reaches the file
-        images = np.empty((0, *shape[1:]), np.uint8)
-        if shape[0]:  # an empty file cannot be mapped
+        if shape[0] == 0:  # an empty file cannot be mapped
+            images = np.empty(shape, np.uint8)
+        else:  # mode "c": PyTorch wants writable memory, and nothing written reaches the file
             images = np.memmap(cache, np.uint8, mode="c", shape=shape)
         first = max(0, len(images) - hold_out)
         return Dataset(images[:first], images[first:], facts["digest"], facts["skipped"], cache)
@@ -285,10 +285,9 @@ def decode(item: Any, image_size: int, channels: Channels) -> np.ndarray:
 def fit(image: Image.Image, image_size: int, channels: Channels) -> np.ndarray:
     """Turn an image upright, bring it to 8 bits a channel, scale it and cut out the centre."""
     ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith(("I", "F")):  # 16 bits and more, which Pillow would cut off at 255
-        values = np.nan_to_num(np.array(image, np.float32))
-        top = 65535 if image.mode.startswith("I") else max(1.0, values.max())
-        image = Image.fromarray((values.clip(0, top) * (255 / top)).astype(np.uint8))
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
+        values = np.asarray(image, np.float32).clip(0, 65535)
+        image = Image.fromarray((values * (255 / 65535)).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

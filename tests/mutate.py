@@ -56,7 +56,14 @@ NOT_COPIED = shutil.ignore_patterns(".*", "assets", "results", "tensorboard", "d
 IMPORTS = ("torchvision.datasets", "torch.utils.tensorboard", "docstring_parser")
 IMPORTS += ("safetensors.torch", "filelock", "PIL.Image")  # slow ones, done once
 
-QUIET = {"print", "self.say", "tqdm.write", "TypeVar"}  # calls that only people notice
+QUIET = {
+    "print",
+    "say",
+    "tqdm",
+    "tqdm.write",
+    "bar.update",
+    "TypeVar",
+}  # calls that only people notice
 # Keyword arguments that change words, speed, or nothing without a GPU.
 IDLE = {"help", "description", "desc", "unit", "strict", "inplace", "non_blocking", "fused"}
 IDLE |= {"device"}

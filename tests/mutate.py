@@ -36,7 +36,8 @@ FOLDERS = ("simpleGAN", "DCGAN", "WGAN", "WGAN-GP")
 TARGETS = [f"{folder}/{name}" for folder in FOLDERS for name in ("train.py", "model.py")]
 TARGETS += ["WGAN/utils.py", "WGAN/data.py"]  # changed in every folder where they are the same
 TESTS = [
-    f"tests/test_{name}.py" for name in ("algorithm", "oracle", "settings", "data", "speed", "run")
+    f"tests/test_{name}.py"
+    for name in ("algorithm", "oracle", "settings", "data", "speed", "run", "faults")
 ]
 # Functions and constants for words, files, GPUs and several processes, and the faces' looks: their
 # tests start programs, need a GPU or look at the whole.

@@ -234,7 +234,7 @@ def set_up(name: str, seed: int, precision: Precision) -> torch.device:
 
 
 def stream_seed(seed: int, number: int) -> int:
-    """Seed a stream of random numbers of its own, in the 32 bits that PyTorch's CPUs take."""
+    """Derive the seed of an independent stream: 32 bits, all that a CPU generator takes."""
     return int(np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(1)[0])
 
 
@@ -457,7 +457,7 @@ def read_checkpoint(run: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def cut_off(run: Path, step: int) -> None:
-    """Remove from a run folder what is from after `step` or ends half-way."""
+    """Remove rows and frames from after `step`, and a row that ends half-way."""
     if (run / "metrics.csv").exists():
         lines = (run / "metrics.csv").read_text(errors="replace").splitlines(keepends=True)
         header, *rows = [line for line in lines if line.endswith("\n")] or [""]
@@ -562,7 +562,7 @@ class Run:
             cut_off(self.path, self.step)
         write_json(self.path / "parameters.json", settings_of(self.config))
         write_json(self.path / "run.json", self.facts)
-        purge = self.step + 1 if self.config.resume else None  # hides what is from after it
+        purge = self.step + 1 if self.config.resume else None  # TensorBoard hides what came after
         self.events = self.open.enter_context(SummaryWriter(self.path, purge_step=purge))
         if self.step == 0:
             for summary in hparams(settings_of(self.config), {"loss_d": 0, "loss_g": 0}):
@@ -578,10 +578,8 @@ class Run:
         if skipped:
             self.say(f"skipped     {'; '.join(skipped[:5])}{'; ...' * (len(skipped) > 5)}")
         self.say(f"run         {self.path}" + f", from step {self.step}" * (self.step > 0))
-        limits = (self.config.max_steps, self.config.max_seconds)
-        if self.last_step < 0.1 / self.config.lr and not any(
-            limits
-        ):  # below: grey, from experience
+        limited = self.config.max_steps or self.config.max_seconds
+        if self.last_step < 0.1 / self.config.lr and not limited:  # images would still be grey
             few = f"{self.last_step:,} step{'s' * (self.last_step != 1)}"
             enough = math.ceil(0.3 / self.config.lr / self.steps_per_epoch)
             self.say(f"warning     {few} of this lr show nothing yet; try --epochs {enough}")

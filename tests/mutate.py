@@ -68,6 +68,7 @@ QUIET = {
 # Keyword arguments that change words, speed, or nothing without a GPU.
 IDLE = {"help", "description", "desc", "unit", "strict", "inplace", "non_blocking", "fused"}
 IDLE |= {"device"}
+GPU = ".type == 'cuda'"  # what a CPU skips is not changed
 OPERATORS = {
     **{ast.Add: [ast.Sub], ast.Sub: [ast.Add], ast.Mult: [ast.Div], ast.Div: [ast.Mult]},
     **{ast.FloorDiv: [ast.Mult], ast.Mod: [ast.FloorDiv], ast.Pow: [ast.Mult]},
@@ -120,6 +121,12 @@ def walk(node: ast.AST, lines: range, inside: bool, skip: set[str]) -> Iterator[
         case ast.Raise() | ast.JoinedStr() | ast.Expr(value=ast.Constant()):
             return
         case ast.If(test=ast.Compare(left=ast.Name(id="__name__"))):
+            return
+        case ast.If(test, orelse=rest) if GPU in ast.unparse(test):
+            for child in rest:  # what a CPU runs
+                yield from walk(child, lines, inside, skip)
+            return
+        case ast.Compare() if ast.unparse(node).endswith(GPU):
             return
         case ast.FunctionDef(name=name) | ast.ClassDef(name=name) if name in skip:
             return

@@ -62,6 +62,12 @@ def test_functions_can_be_left_out():
     assert [m.line for m in mutate.mutants("a/b.py", SOURCE, ["area", "LIMIT"])] == []
 
 
+def test_what_only_a_gpu_runs_is_left_out():
+    source = b"def f(x):\n    if x.type == 'cuda' and x:\n        y = 1\n    else:\n        y = x\n"
+    changes = [m.change for m in mutate.mutants("a/b.py", source)]
+    assert changes == ["[y = x => pass]"]
+
+
 def test_what_an_import_executes_has_no_lines_of_its_own():
     for mutant in mutate.mutants("a/b.py", SOURCE):
         assert list(mutant.lines) == ([] if mutant.line < 5 else [mutant.line])

@@ -207,13 +207,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Compare the runs that the command line names."""
     arguments = parse_arguments()
-    paths = [folders.find_run(text) for text in arguments.runs]
-    if not arguments.runs:
-        models = sorted(file.parent for file in folders.TOP.glob("*/train.py"))
-        paths = [run for model in models for run in folders.runs_in(model)[-1:]]
-    if not paths:
-        raise folders.InputError("there is no run to compare yet; train.py starts one")
-    runs = read_runs(paths)
+    runs = read_runs(folders.find_runs(arguments.runs))
     print(table(runs).to_string(line_width=shutil.get_terminal_size().columns))
     write_page(runs, arguments.out, f"Comparison of {len(runs)} run{'s' * (len(runs) != 1)}")
     print(f"wrote {arguments.out}")

@@ -205,7 +205,7 @@ def main() -> None:
     images = write_images(args, images, (args.num, size, size, channels))
     if args.out:
         if args.nearest:
-            training = runs.load_images(run)[0]
+            training, _ = runs.load_images(run, more_faces=0)
             found, distances = nearest(images, training)
             images = np.concatenate([images, training[found]], 2)  # side by side
             least, median = np.quantile(distances, (0, 0.5))

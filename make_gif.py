@@ -180,26 +180,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def newest_runs() -> list[Path]:
-    """Find the newest run of each model that has frames, and name the models without one."""
-    found = []
-    for model in runs.MODELS:
-        try:
-            run = runs.find_run(model)
-            runs.frames_of(run)
-            found.append(run)
-        except InputError as error:
-            print(f"skipped {error}")
-    if not found:
-        raise InputError("no model has a run with frames")
-    return found
-
-
 def main() -> None:
     """Write the animations that the command line asks for."""
     args = parse_arguments()
-    named = [runs.find_run(text) for text in args.runs]
-    found = list(dict.fromkeys(named)) or newest_runs()  # none twice
+    found = runs.find_runs(args.runs)
     if args.side_by_side:
         todo = [(args.out or found[0] / "side-by-side.gif", scenes_of(found))]
     elif args.out and len(found) > 1:

@@ -38,7 +38,8 @@ def make_run(top, model, name="run", folder=None, rows=50, digest="a" * 9, **set
     pictures = {"shape": [90, 16, 16, 3], "digest": digest}
     facts = {"format": 1, "model": model, "started": name, "pictures": pictures}
     (run / "run.json").write_text(json.dumps(facts))
-    settings |= {"batch_size": 8} | ({"n_critic": 5} if "WGAN" in model else {})
+    settings = dict.fromkeys(runs.SETTINGS, 8) | settings
+    settings |= {"n_critic": 5} if "WGAN" in model else {}
     (run / "parameters.json").write_text(json.dumps(settings))
     step = np.arange(1, rows + 1) * 10
     table = {"step": step, "epoch": step / 11, "images": step * 8 * settings.get("n_critic", 1)}
@@ -165,7 +166,7 @@ def test_alone_it_takes_the_newest_run_of_every_folder(top, monkeypatch, capsys)
         title = re.search("<h1>(.*?)</h1>", (top / "compare.html").read_text())[1]
         return capsys.readouterr().out.splitlines()[0].split(), title
 
-    with pytest.raises(runs.InputError, match="no run to compare"):
+    with pytest.raises(runs.InputError, match="no run yet"):
         call()
     make_run(top, "WGAN", "b")
     make_run(top, "WGAN", "a")

@@ -39,7 +39,8 @@ def write(tmp_path):
         for name, changes in (("run.json", facts), ("parameters.json", settings)):
             record = json.loads((TOP / "results" / model / "quick-faces" / name).read_text())
             (run / name).write_text(json.dumps(record | dict(changes)))
-        table = {"step": np.linspace(step / n, step, n).round()} | HEALTHY[model] | columns
+        table = {"step": np.linspace(step / n, step, n).round(), "images": 0, "seconds": 0}
+        table |= HEALTHY[model] | columns
         rows = np.transpose([np.broadcast_to(column, n) for column in table.values()])
         lines = [",".join(table), *(",".join(f"{x:.6g}" for x in row) for row in rows)]
         (run / "metrics.csv").write_text("\n".join(lines) + "\n")
@@ -136,13 +137,13 @@ def test_what_cannot_be_judged_and_why(write):
 
 def test_a_row_that_is_being_written_is_left_out_and_a_damaged_file_is_named(write):
     run = write("WGAN", 4)
-    for text in ("90000,1", "\n"):
+    for text in ("90000,x", "\n"):
         assert not found(run)[0]
         with open(run / "metrics.csv", "a") as file:
             file.write(text)
     done = subprocess.run([sys.executable, TOP / "doctor.py", run], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"doctor.py: error: {run / 'metrics.csv'} is damaged\n"
+    assert done.stderr.startswith(f"doctor.py: error: {run / 'metrics.csv'} is damaged")
 
 
 def test_a_divergence_counts_until_the_run_goes_on(write):
@@ -199,7 +200,7 @@ def test_samples_that_are_alike_or_come_twice(write, monkeypatch, contrast, blen
     def judged(step=6000, trained=256, **changes):
         about = {"step": step, "arguments": {"z_dim": 8, "image_size": 16}}
         monkeypatch.setattr(runs, "load_generator", lambda run: (None, about))
-        monkeypatch.setattr(runs, "load_images", lambda run: (real[:trained], real[:0]))
+        monkeypatch.setattr(runs, "load_images", lambda run, more_faces: (real[:trained], []))
         parts = np.array_split(samples, 7)
         monkeypatch.setattr(doctor, "draw", lambda _, zs, batch: parts * (len(list(zs)) == 256))
         return found(write(**changes))
@@ -221,7 +222,7 @@ def test_the_saved_generator_draws(write, monkeypatch):
     arguments = {"z_dim": 8, "image_size": 16, "channels": 3, "width": 4}
     generator = runs.load_file_of("simpleGAN", "model").Generator(**arguments)
     real = (generator(torch.randn(300, 8)) * 127.5 + 127.5).byte().movedim(1, 3).numpy()
-    monkeypatch.setattr(runs, "load_images", lambda run: (real, real[:0]))
+    monkeypatch.setattr(runs, "load_images", lambda run, more_faces: (real, []))
     about = {"format": 1, "model": "simpleGAN", "step": 9000, "arguments": arguments}
     run = write("simpleGAN")
     for shade, problems in ((1, []), (0, [COLLAPSED])):

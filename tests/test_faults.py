@@ -306,7 +306,7 @@ def test_scripts_name_a_damaged_file(script, name, flags, tmp_path, capsys, monk
     monkeypatch.setattr(sys, "argv", [f"{script}.py", str(run)])
     save_file({"weight": torch.zeros(3)}, tmp_path / "foreign")
     whole, bomb = (run / name).read_bytes(), pickle.dumps(Bomb(tmp_path / "executed"))
-    for content in (*JUNK, bomb, whole[:-9], (tmp_path / "foreign").read_bytes()):
+    for content in (*JUNK, b"{}", bomb, whole[:-9], (tmp_path / "foreign").read_bytes()):
         (run / name).write_bytes(content)
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended, runs.plain_errors():

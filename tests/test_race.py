@@ -40,7 +40,8 @@ critics, steps = 5 if "WGAN" in model else 1, int(asked.get("max-steps", 20))
 facts = {"format": 1, "model": model, "started": "", "finished": None if code else "now"}
 facts["pictures"] = {"shape": [9], "digest": "d"}
 (run / "run.json").write_text(json.dumps(facts))
-settings = {"batch_size": 8, "seed": seed, "n_critic": critics}
+settings = {"batch_size": 8, "seed": seed, "n_critic": critics, "data": "", "data_dir": ""}
+settings |= dict.fromkeys(("image_size", "channels", "epochs", "lr", "d_width"), 1)
 (run / "parameters.json").write_text(json.dumps(settings))
 row = f"{steps},1,{steps * 8 * critics},{0.1 + seed}"
 (run / "metrics.csv").write_text("step,epoch,images,seconds\\n" + row + "\\n")

@@ -181,7 +181,7 @@ def test_a_failed_run_is_shown_and_stops_nothing(project, capsys):
 def test_a_race_in_which_every_run_fails_ends_in_one_line(project, capsys):
     names = [f"{model}-{seed}" for model in ("DCGAN", "WGAN") for seed in range(2)]
     with pytest.raises(SystemExit, match="every run failed; WGAN-1: no space"):
-        project.hold("--images=800", **{name: [1, "error: no space"] for name in names})
+        project.hold("--images=800", **{name: [1, "x: error: no space"] for name in names})
     assert not list(project.folder.glob("race.html"))
 
 

@@ -244,14 +244,6 @@ def test_bad_input_is_one_line(weights, call, tmp_path, capsys, argv, complaint)
     assert list(tmp_path.rglob("*")) == [tmp_path / "full"]
 
 
-def test_a_name_that_the_terminal_cannot_show_is_no_error(weights, tmp_path):
-    file = tmp_path / "\u0418\u043c\u044f.safetensors"
-    program = [sys.executable, runs.TOP / "generate.py", shutil.copy(weights, file)]
-    env = {**os.environ, "PYTHONIOENCODING": "cp1252"}
-    done = subprocess.run(program, env=env, capture_output=True)
-    assert done.returncode == 0 and rb"\u0418" in done.stdout
-
-
 def test_the_examples_of_the_help_are_understood():
     examples = re.findall(r"^ +python generate.py (.*?)(?:   .*)?$", generate.__doc__, re.M)
     assert len(examples) == 7

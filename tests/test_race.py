@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,10 +12,7 @@ from statistics import fmean, stdev
 from types import SimpleNamespace
 
 import pytest
-import torch
 from conftest import TOP
-from PIL import Image
-from safetensors.torch import load_file
 
 import race
 import runs
@@ -252,26 +248,3 @@ def test_a_training_is_asked_once_to_stop_and_waited_for(project, number):
     interrupt(child, number, run / "ready")
     signals, group = map(int, (run / "checkpoint.pt").read_text().split())
     assert signals == 1 and group != child.pid
-
-
-def test_an_interrupted_race_equals_one_that_was_not(project):
-    """With the real train.py, interrupted in the middle of a run."""
-    (project.top / "images").mkdir()
-    for i in range(40):
-        Image.new("RGB", (16, 16), (6 * i, 99, 0)).save(project.top / "images" / f"{i}.png")
-    for file in (TOP / "DCGAN").glob("*.*"):
-        shutil.copy(file, project.top / "DCGAN")
-    argv = ["--images=1600", "--models", "DCGAN", f"--data={project.top / 'images'}"]
-    run = project.folder / "DCGAN-0"
-    interrupt(start(project.top, *argv), signal.SIGINT, run / "metrics.csv")
-    assert 0 < torch.load(run / "checkpoint.pt", weights_only=True)["step"] < 200
-    out, error = start(project.top, *argv).communicate(timeout=120)
-    assert "DCGAN-0 finished" in out, error
-    assert (run / "metrics.csv").read_text().splitlines()[-1].startswith("200,")
-    whole = ["--config", run / "parameters.json", "--runs-dir", project.top, "--name=whole"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # another number rounds otherwise
-    script = TOP / "DCGAN" / "train.py"
-    subprocess.run([sys.executable, script, *whole], check=True, env=environment)
-    weights = load_file(project.top / "whole" / "generator.safetensors")
-    for name, weight in load_file(run / "generator.safetensors").items():
-        assert torch.equal(weight, weights[name]), name

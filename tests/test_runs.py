@@ -152,3 +152,5 @@ def test_errors_end_in_one_line_and_a_code(monkeypatch, capsys):
         with pytest.raises(SystemExit) as ended, runs.plain_errors():
             exec(statement)
         assert (ended.value.code, capsys.readouterr().err) == (code, line)
+    with runs.plain_errors():  # a terminal may not have the letters of a name
+        assert sys.stdout.errors == sys.stderr.errors == "backslashreplace"

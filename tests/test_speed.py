@@ -1,18 +1,11 @@
 """What makes training fast must not change what is computed."""
 
-import csv
-
 import numpy as np
 import pytest
 import torch
-from conftest import load, train
+from conftest import load, rows_of, train
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
-
-
-def rows_of(run):
-    with open(run / "metrics.csv", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @needs_cuda

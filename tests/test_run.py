@@ -329,6 +329,16 @@ def test_bad_input_gets_one_line_and_leaves_nothing_behind(argv, words, tmp_path
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_main_trains_with_the_flags_and_ends_with_a_line(files, tiny, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py", *flags_of(tiny | {"max_steps": 1, "name": "a"})])
+    files.train.main()
+    with pytest.raises(SystemExit) as ended:
+        files.train.main()
+    assert ended.value.code == 2
+    out, error = capsys.readouterr()
+    assert "finished    1 step in" in out and error.startswith("train.py: error: --name a: ")
+
+
 def test_a_name_that_the_terminal_cannot_show_is_escaped(tiny, tmp_path):
     settings = tiny | {"max_steps": 1, "runs_dir": tmp_path / "\u0436"}
     done = run_script(

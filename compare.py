@@ -26,8 +26,8 @@ import runs as folders
 
 AXES = ["images", "seconds", "step"]
 SHARED = ["d_real", "d_fake"]  # the only curves that mean the same in different models
-# Okabe and Ito's colours, which the colour-blind can tell apart; runs of a model differ in dashes.
-COLOURS = dict(zip(folders.MODELS, ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=True))
+# Okabe and Ito's colors, which the color-blind can tell apart; runs of a model differ in dashes.
+COLORS = dict(zip(folders.MODELS, ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=True))
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 LOOK = {
     "hovermode": "x unified",
@@ -153,7 +153,7 @@ def figure(runs: list[Run]) -> go.Figure:
     models, looks = [run.model for run in runs], {}
     for i, run in enumerate(runs):
         dash = DASHES[models[:i].count(run.model) % len(DASHES)]
-        looks[run.label] = {"color": COLOURS[run.model], "dash": dash}
+        looks[run.label] = {"color": COLORS[run.model], "dash": dash}
     rows = max(1, (lines["panel"].nunique() + 1) // 2)
     curves = {"data_frame": lines, "x": AXES[0], "y": "value", "color": "run", "custom_data": AXES}
     rest = {"facet_col_spacing": 0.1, "facet_row_spacing": 0.25 / rows, "template": "none"}

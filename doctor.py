@@ -83,7 +83,7 @@ def spread(images: np.ndarray) -> tuple[float, float]:
     """Return the mean distance of two images, and the median distance to the most similar other."""
     count, side = images.shape[:2]
     blocks = images.reshape(count, 8, side // 8, 8, side // 8, -1)
-    small = blocks.mean((2, 4), "f4").reshape(count, -1)  # 8x8 mean colours: no noise, no edges
+    small = blocks.mean((2, 4), "f4").reshape(count, -1)  # 8x8 mean colors: no noise, no edges
     apart = np.linalg.norm(small[:, None] - small, axis=2)
     return apart.sum() / (count * (count - 1)), np.median(np.sort(apart, 1)[:, :2].max(1))
 

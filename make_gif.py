@@ -29,7 +29,7 @@ SIDE, GAP = 400, 8  # pixels; small grids are enlarged to about SIDE by a whole 
 # What is tried, in this order, until the file is small enough. Pixels go last: labels stay sharp.
 THINNED = ((1, 1), (2, 1), (3, 1), (4, 1), (2, 2), (4, 2), (4, 4))  # every k-th frame, 1/n of sides
 PIXELS = 10_000  # that choose the palette of a GIF; more take long and improve little
-SETTINGS = {".gif": (255, 128), ".webp": (90, 60), ".mp4": (None,)}  # colours, quality
+SETTINGS = {".gif": (255, 128), ".webp": (90, 60), ".mp4": (None,)}  # colors, quality
 Scene = list[tuple[Path, str]]  # frames that are shown next to each other, and their labels
 
 
@@ -96,7 +96,7 @@ def encode(
     else:
         options["quality"] = setting
     with iio.imopen(file, "w", extension=kind) as animation:
-        for frame in frames:  # of a GIF as indices of colours
+        for frame in frames:  # of a GIF as indices of colors
             animation.write(np.asarray(frame), is_batch=False, **options)
     return file.getvalue()
 

@@ -57,8 +57,8 @@ def draw_points(count: int, rng: torch.Generator) -> Tensor:
     Radius 2 and standard deviation 0.02, all divided by 1.414, as in the WGAN-GP's own code.
     """
     angles = torch.randint(8, (count,), generator=rng) * torch.pi / 4
-    centres = 2 * torch.stack([angles.cos(), angles.sin()], 1)
-    return ((centres + 0.02 * torch.randn(count, 2, generator=rng)) / 1.414)[:, :, None, None]
+    centers = 2 * torch.stack([angles.cos(), angles.sin()], 1)
+    return ((centers + 0.02 * torch.randn(count, 2, generator=rng)) / 1.414)[:, :, None, None]
 
 
 def train_critic(model: str) -> dict:

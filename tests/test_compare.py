@@ -115,7 +115,7 @@ def test_every_curve_is_drawn_from_its_file_against_each_axis(four):
     assert all(line.legendgroup == line.name for line in figure.data)  # a click hides all of a run
 
 
-def test_a_model_has_its_panels_and_one_colour_that_the_colour_blind_tell_apart(four, top):
+def test_a_model_has_its_panels_and_one_color_that_the_color_blind_tell_apart(four, top):
     figure = compare.figure(compare.read_runs([*four.values(), make_run(top, "WGAN", "second")]))
     together = {line.xaxis: set() for line in figure.data}
     for line in figure.data:
@@ -123,11 +123,11 @@ def test_a_model_has_its_panels_and_one_colour_that_the_colour_blind_tell_apart(
     counts = Counter(", ".join(sorted(models)) for models in together.values())
     assert counts == {"DCGAN": 2, "simpleGAN": 2, "DCGAN, simpleGAN": 2, "WGAN": 3, "WGAN-GP": 3}
     assert "WGAN-GP: wasserstein" in {title.text for title in figure.layout.annotations}
-    colour = {line.name: line.line.color for line in figure.data}
-    assert colour["WGAN second"] == colour["WGAN run"]
-    assert len(set(colour.values())) == 4 and set(colour.values()) <= OKABE_ITO
+    color = {line.name: line.line.color for line in figure.data}
+    assert color["WGAN second"] == color["WGAN run"]
+    assert len(set(color.values())) == 4 and set(color.values()) <= OKABE_ITO
     alone = compare.figure(compare.read_runs([four["WGAN-GP"]])).data[0]
-    assert alone.line.color == colour["WGAN-GP run"]
+    assert alone.line.color == color["WGAN-GP run"]
     assert len({line.line.dash for line in figure.data if line.name[:5] == "WGAN "}) == 2
 
 

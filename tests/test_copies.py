@@ -14,7 +14,7 @@ from conftest import FOLDERS, TOP, load
 COPIES = ("utils.py", "data.py")
 SHARED_NETWORKS = {  # class or function of model.py: the folders where it is meant to be the same
     "Generator": ("DCGAN", "WGAN", "WGAN-GP"),
-    "initialise": ("WGAN", "WGAN-GP"),
+    "initialize": ("WGAN", "WGAN-GP"),
 }
 SHARED_FIELDS = [
     *("data", "data_dir", "hold_out", "image_size", "channels", "epochs", "max_steps"),

@@ -194,7 +194,7 @@ def test_samples_that_are_alike_or_come_twice(write, monkeypatch, contrast, blen
     samples = np.concatenate([first, (1 - blend) * first + blend * other]).round()
     (mean, near), (real_mean, real_near) = spread(samples), spread(real)
     expected = {"variety": mean / real_mean, "nearest": near / mean / (real_near / real_mean)}
-    # with blocks of one colour in place of pixels, nothing is rounded
+    # with blocks of one color in place of pixels, nothing is rounded
     real, samples = (x.astype(np.uint8).repeat(2, 1).repeat(2, 2) for x in (real, samples))
 
     def judged(step=6000, trained=256, **changes):

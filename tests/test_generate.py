@@ -209,7 +209,7 @@ def test_a_copied_folder_of_any_name_has_runs_and_weights(call, tmp_path, capsys
     for source in ("my-gan", run, run / "generator.safetensors"):
         call(source, "--out", "x.png")
         assert "WGAN-GP, step 2\n" in capsys.readouterr().out
-    shutil.copy(file, run / "generator.safetensors")  # it has learnt the 30 images by heart
+    shutil.copy(file, run / "generator.safetensors")  # it has learned the 30 images by heart
     call("my-gan", "--nearest", "--num", 35, "--npz", "x.npz")
     assert "least 0.0, median 0.0" in capsys.readouterr().out
     images, (training, _) = np.load("x.npz")["images"], runs.load_images(run)

@@ -13,7 +13,7 @@ import make_gif
 import runs
 from make_gif import label_strip, write_animation
 
-FLAT = [Image.new("RGB", (101, 76), colour) for colour in ("firebrick", "seagreen", "royalblue")]
+FLAT = [Image.new("RGB", (101, 76), color) for color in ("firebrick", "seagreen", "royalblue")]
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def call(monkeypatch, capsys):
 
 
 def make_run(folder, steps, name="run", side=10, started="2026-01-01", **settings):
-    """Write a run whose frame at step s is flat, of the colour (s, 255 - s, 99)."""
+    """Write a run whose frame at step s is flat, of the color (s, 255 - s, 99)."""
     run = folder / "tensorboard" / "runs" / name
     (run / "frames").mkdir(parents=True)
     facts = {"format": 1, "model": folder.name, "started": started}
@@ -117,17 +117,17 @@ def test_side_by_side_shows_the_runs_after_the_same_number_of_images(top, call):
 
 def test_a_gif_stays_below_its_size_and_keeps_its_pixels_for_longest(tmp_path, capsys):
     durations, file = [300, *[40] * 19, 900], tmp_path / "x.gif"
-    noise = np.random.default_rng(0).integers(0, 6, (21, 120, 100, 3), np.uint8) * 51  # 216 colours
+    noise = np.random.default_rng(0).integers(0, 6, (21, 120, 100, 3), np.uint8) * 51  # 216 colors
     frames = [Image.fromarray(frame) for frame in noise]
     write_animation(file, frames, durations, 5)
     largest = file.stat().st_size
-    for share, k, colours in ((1, 1, 216), (0.99, 1, 128), (0.6, 2, 216), (0.3, 4, 216)):
+    for share, k, colors in ((1, 1, 216), (0.99, 1, 128), (0.6, 2, 216), (0.3, 4, 216)):
         write_animation(file, frames, durations, share * largest / 1e6)
         found, times = frames_of(file)
         kept = noise[[*range(0, 20, k), 20]]
         assert file.stat().st_size <= share * largest
-        np.testing.assert_allclose(found, kept, atol=2 if colours == 216 else 90)
-        assert len(np.unique(np.stack(found).reshape(-1, 3), axis=0)) == colours  # one palette
+        np.testing.assert_allclose(found, kept, atol=2 if colors == 216 else 90)
+        assert len(np.unique(np.stack(found).reshape(-1, 3), axis=0)) == colors  # one palette
         assert times == [300 + 40 * (k - 1), *[40 * k] * (len(kept) - 2), 900]
     write_animation(file, frames, durations, 0.05 * largest / 1e6)
     assert Image.open(file).size == (50, 60)
@@ -145,7 +145,7 @@ def test_an_mp4_is_h264_of_any_size_and_holds_its_frames(tmp_path):
         assert np.abs(frame.reshape(-1, 3) - FLAT[i].getpixel((0, 0))).max() < 12
 
 
-def test_a_webp_keeps_colours_and_durations(tmp_path):
+def test_a_webp_keeps_colors_and_durations(tmp_path):
     write_animation(tmp_path / "x.webp", FLAT, [500, 100, 900], max_mb=1)
     found, times = frames_of(tmp_path / "x.webp")
     assert times == [500, 100, 900]

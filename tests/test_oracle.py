@@ -24,7 +24,7 @@ CASES += [
 
 
 @pytest.fixture(scope="module")
-def colours(tmp_path_factory):
+def colors(tmp_path_factory):
     """Eighty noisy images of both sizes, which no scaling touches."""
     folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(1)
     for size, count in ((16, 80), (32, 34)):
@@ -56,14 +56,14 @@ def check(saved, network, first):
 
 
 @pytest.mark.parametrize("folder, changes", CASES, ids=lambda x: x if isinstance(x, str) else "")
-def test_six_steps_are_the_papers(folder, changes, colours, tmp_path):
+def test_six_steps_are_the_papers(folder, changes, colors, tmp_path):
     defaults = asdict(load(folder).train.Config())  # which test_algorithm.py pins
     settings = defaults | {"image_size": 16, "channels": 3} | changes
     side, channels = settings["image_size"], settings["channels"]
-    files = oracles.image_order((colours / str(side)).glob("*.png"))
+    files = oracles.image_order((colors / str(side)).glob("*.png"))
     images = oracles.stack(files, side, channels)[: len(files) - settings["hold_out"]]
 
-    where = {"data": colours / str(side), "data_dir": tmp_path, "runs_dir": tmp_path / "runs"}
+    where = {"data": colors / str(side), "data_dir": tmp_path, "runs_dir": tmp_path / "runs"}
     limits = {"max_steps": STEPS} if changes == {"image_size": 16} else {"epochs": 2}
     every = {"log_every": 4, "device": "cpu", "precision": "fp32"}
     run = train(folder, changes | where | limits | every)

@@ -78,7 +78,7 @@ def test_chosen_minibatches_keep_their_place_in_memory():
 
 
 def test_networks_are_placed_in_the_layout_that_is_fast(files, tiny, monkeypatch):
-    """Channels last for convolutions, and both optimisers fused where PyTorch can."""
+    """Channels last for convolutions, and both optimizers fused where PyTorch can."""
     seen = {}
 
     class Looked(BaseException):

@@ -68,9 +68,9 @@ class Run:
 
     def flags(self, **wanted: Any) -> list[str]:
         """Return flags for the settings that this model has and that are not as wanted."""
-        differ = [name for name, x in wanted.items() if self.settings.get(name, x) != x]
-        flag = {name: f"--{name.replace('_', '-')} {wanted[name]}" for name in differ}
-        return [f"{flag[name]} (was {self.settings[name]})" for name in differ]
+        old = {name: self.settings.get(name, x) for name, x in wanted.items()}
+        new = {name: x for name, x in wanted.items() if x != old[name]}
+        return [f"--{name.replace('_', '-')} {x} (was {old[name]})" for name, x in new.items()]
 
 
 def crossed(name: str, value: float, side: str, limit: float) -> list[str]:
@@ -197,11 +197,6 @@ def examine(path: Path) -> tuple[list[Finding], dict[str, str]]:
         else:
             found += [Finding(name, summary, evidence, advice, source)] if evidence else []
     return found, unjudged
-
-
-def findings(run: Path) -> list[Finding]:
-    """Return what is wrong with a run."""
-    return examine(run)[0]
 
 
 def report(run: Path) -> str:

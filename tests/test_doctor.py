@@ -100,7 +100,7 @@ def test_runs_on_record_are_healthy_however_far_they_have_got(record, tmp_path):
     ],
 )  # fmt: skip
 def test_problems_of_curves(write, model, settings, columns, name, evidence, advice):
-    (finding,) = doctor.findings(write(model, settings=settings, **columns))
+    (finding,) = found(write(model, settings=settings, **columns))[0].values()
     assert (finding.name, finding.evidence[0], finding.advice) == (name, evidence, advice)
     assert finding.evidence[1:] == ["loss_g = 7.1 (above 7)"] * (name == WON)
 
@@ -111,7 +111,7 @@ JUST_SHORT += [("simpleGAN", WINS | {"loss_d": 0.051}), ("WGAN", {"clipped": 0.7
 
 @pytest.mark.parametrize(("model", "columns"), [*JUST_SHORT, ("WGAN-GP", {"penalty": 0.48})])
 def test_curves_just_short_of_a_problem(write, model, columns):
-    assert not doctor.findings(write(model, **columns))
+    assert not found(write(model, **columns))[0]
 
 
 @pytest.mark.parametrize(("rows", "last", "sick"), [(40, 10, 6), (40, 10, 4), (5, 3, 2), (5, 3, 1)])

@@ -307,19 +307,13 @@ def test_what_is_not_finite_ends_the_run_with_a_good_checkpoint(files, tiny, mon
 BAD_INPUT = [
     (["--config", "CWD/broken.json"], "broken.json: --epoch: unknown"),
     (["--data", "CWD/nowhere"], "nowhere"),
-    (["--data", "CWD/empty"], "empty: no image in it"),
-    (["--data", ""], "--data ''"),
-    (["--data", "CWD/text.zip"], "text.zip"),
-    (["--batch-size", "10001"], "10000 images are fewer than --batch-size 10001"),
     (["--device", "toaster"], "--device toaster: not available"),
 ]
 
 
 @pytest.mark.parametrize("argv, words", BAD_INPUT, ids=str)
 def test_bad_input_gets_one_line_and_leaves_nothing_behind(argv, words, tmp_path, data_dir):
-    (tmp_path / "empty").mkdir()
     (tmp_path / "broken.json").write_text('{"epoch": 1}')
-    (tmp_path / "text.zip").write_text("no")
     before = sorted(tmp_path.rglob("*"))
     argv = [argument.replace("CWD", str(tmp_path)) for argument in argv]
     where = {"runs_dir": tmp_path / "runs", "data_dir": data_dir}

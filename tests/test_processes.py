@@ -94,7 +94,7 @@ def test_a_resumed_run_of_two_equals_an_uninterrupted_one(two):
     assert_equal(*runs)
     assert json.loads((runs[1] / "run.json").read_text())["processes"] == 2
     alone = start("DCGAN", two | {"max_steps": 10, "resume": "part"}, [sys.executable])
-    said, _ = alone.communicate(timeout=60)
+    said, _ = alone.communicate(timeout=180)
     assert alone.returncode == 2 and "by 2 processes and now there are 1" in said
 
 

@@ -143,14 +143,14 @@ def test_a_run_on_record_has_its_faces_and_others_of_their_kind(tmp_path):
 
 
 def test_errors_end_in_one_line_and_a_code(monkeypatch, capsys):
-    for statement, code, line in (
-        ("raise runs.InputError('a:\\n b')", 2, "-c: error: a: b\n"),
-        ("open('x/y')", 1, "-c: error: [Errno 2] No such file or directory: 'x/y'\n"),
-        ("raise KeyboardInterrupt", 130, "-c: error: interrupted\n"),
+    monkeypatch.setattr(sys, "argv", ["/top/x.py"])
+    for error, code, line in (
+        (runs.InputError("a:\n b"), 2, "a: b"),
+        (FileNotFoundError(2, "No such file", "x/y"), 1, "[Errno 2] No such file: 'x/y'"),
+        (KeyboardInterrupt(), 130, "interrupted"),
     ):
-        monkeypatch.setattr(sys, "argv", ["-c"])
         with pytest.raises(SystemExit) as ended, runs.plain_errors():
-            exec(statement)
-        assert (ended.value.code, capsys.readouterr().err) == (code, line)
+            raise error
+        assert (ended.value.code, capsys.readouterr().err) == (code, f"x.py: error: {line}\n")
     with runs.plain_errors():  # a terminal may not have the letters of a name
         assert sys.stdout.errors == sys.stderr.errors == "backslashreplace"

@@ -222,7 +222,7 @@ def test_the_saved_generator_draws(write, monkeypatch):
     arguments = {"z_dim": 8, "image_size": 16, "channels": 3, "width": 4}
     generator = runs.load_file_of("simpleGAN", "model").Generator(**arguments)
     real = (generator(torch.randn(300, 8)) * 127.5 + 127.5).byte().movedim(1, 3).numpy()
-    monkeypatch.setattr(runs, "load_images", lambda run, more_faces: (real, []))
+    monkeypatch.setattr(runs, "load_images", lambda run, more_faces: {0: (real, [])}[more_faces])
     about = {"format": 1, "model": "simpleGAN", "step": 9000, "arguments": arguments}
     run = write("simpleGAN")
     for shade, problems in ((1, []), (0, [COLLAPSED])):

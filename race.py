@@ -89,13 +89,15 @@ def open_race(race: argparse.Namespace) -> dict:
     record = {"format": folders.FORMAT, "started": datetime.now().isoformat(), **now, "pace": {}}
     if (race.folder / "race.json").is_file():
         record = folders.read_json(race.folder / "race.json", *now, "pace")
-    for part in (part for part in now if record[part] != now[part]):
-        began = f"{race.folder} began with {part} {record[part]}, not {now[part]}"
-        raise InputError(f"{began}; take another --name")
+    for part in now:
+        if record[part] != now[part]:
+            began = f"{race.folder} began with {part} {record[part]}"
+            raise InputError(f"{began}, not {now[part]}; take another --name")
     record["failed"] = {}  # these are tried again
-    for model in (model for model in race.models if model not in record["pace"]):
-        print(f"trying out {model}")
-        record["pace"][model] = try_out(race, model)
+    for model in race.models:
+        if model not in record["pace"]:
+            print(f"trying out {model}")
+            record["pace"][model] = try_out(race, model)
     with folders.write_aside(race.folder / "race.json") as file:
         file.write(json.dumps(record, indent=2).encode())
     return record

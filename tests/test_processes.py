@@ -127,17 +127,3 @@ def test_a_signal_to_one_stops_all_at_one_step_and_prints_how_to_resume(two, tmp
     resume = "torchrun --standalone --nproc-per-node=2 " + str(TOP / "DCGAN" / "train.py")
     assert said.count("stopped     after") == 1 and "has ended" not in said
     assert f"after {step:,} steps, which are saved; to resume: {resume} --resume run" in said
-
-
-def test_auto_takes_no_apple_gpu_for_several_processes(monkeypatch):
-    """Gloo has no operations for MPS."""
-    files = load("DCGAN")
-    mps = torch.device("mps")
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: mps)
-    monkeypatch.setattr(files.utils.dist, "init_process_group", lambda *_, **__: None)
-    config = files.train.Config()
-    device, config = files.utils.set_up(config)
-    assert device == mps and config.precision == "fp32"
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert files.utils.set_up(config)[0] == torch.device("cpu")

@@ -221,6 +221,21 @@ def test_a_run_can_be_extended_and_takes_the_newest(tiny):
     assert json.loads((part / "parameters.json").read_text())["max_steps"] == 6
 
 
+def test_a_run_resumes_elsewhere_on_the_same_images(tiny, tmp_path):
+    for i in range(9):
+        noise = np.random.default_rng(i).integers(0, 256, (16, 16, 3), np.uint8)
+        (tmp_path / "here").mkdir(exist_ok=True)
+        Image.fromarray(noise).save(tmp_path / "here" / f"{i}.png")
+    settings = tiny | {"data": str(tmp_path / "here"), "max_steps": 0, "epochs": 4}
+    whole = train("WGAN-GP", settings | {"name": "whole", "epochs": 6})
+    run = train("WGAN-GP", settings | {"name": "run", "max_seconds": 99.0})
+    (tmp_path / "here").rename(tmp_path / "there")
+    now = {"data": str(tmp_path / "there"), "data_dir": str(tmp_path / "other"), "device": "auto"}
+    now |= {"graphs": False, "epochs": 6, "max_seconds": 100.0, "max_steps": 7}
+    train("WGAN-GP", {"resume": "run", "runs_dir": tiny["runs_dir"]} | now)
+    same_run(whole, run)
+
+
 def test_time_is_a_limit_that_can_grow(tiny, monkeypatch):
     files, now = load("WGAN"), iter(range(10**6))  # each look at the clock finds it a second on
     monkeypatch.setattr(files.utils.time, "perf_counter", lambda: next(now))

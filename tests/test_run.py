@@ -233,7 +233,7 @@ def test_a_run_resumes_elsewhere_on_the_same_images(tiny, tmp_path):
     now = {"data": str(tmp_path / "there"), "data_dir": str(tmp_path / "other"), "device": "auto"}
     now |= {"graphs": False, "epochs": 6, "max_seconds": 100.0, "max_steps": 7}
     train("WGAN-GP", {"resume": "run", "runs_dir": tiny["runs_dir"]} | now)
-    same_run(whole, run)
+    assert_equal(whole, run)
 
 
 def test_time_is_a_limit_that_can_grow(tiny, monkeypatch):

@@ -184,13 +184,8 @@ def table_of_race() -> str:
     record = json.loads((race / "race.json").read_text())
     with open(race / "race.csv", newline="") as file:
         runs = list(csv.DictReader(file))
-    forms = {"steps": ",.0f", "images": ",.0f", "swd": ".4f", "frechet_random": ",.0f"}
-    forms |= {
-        "kernel_random": ".2f",
-        "diversity": ".3f",
-        "repetition": ".3f",
-        "memorisation": ".3f",
-    }
+    forms = {"steps": ",.0f", "images": ",.0f", "swd": ".4f", "diversity": ".3f"}
+    forms |= {"repetition": ".3f", "memorisation": ".3f"}
     rows = ["| model | " + " | ".join(forms) + " |", "|---" * (1 + len(forms)) + "|"]
     for model in MODELS:
         means = record["means"][model]
@@ -209,7 +204,7 @@ def table_of_race() -> str:
 
 def table_of_runs() -> str:
     """Lay out the runs on record as Markdown: their length, and the last evaluation of each."""
-    shown = {"swd": ".3f", "frechet_random": ",.0f", "diversity": ".2f", "repetition": ".2f"}
+    shown = {"swd": ".3f", "diversity": ".2f", "repetition": ".2f"}
     rows = ["| run | images | steps | images shown | minutes | " + " | ".join(shown) + " |"]
     rows.append("|---" * (5 + len(shown)) + "|")
     for folder in (f for model in MODELS for f in sorted((TOP / "results" / model).iterdir())):

@@ -201,6 +201,10 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(files, tiny, monkeypa
     with pytest.raises(Killed):
         train(files.folder, settings | {"name": "killed"})
     monkeypatch.setattr(files.train, "generator_step", step)
+    killed = whole.with_name("killed")
+    (killed / "frames" / "000099.png").write_bytes(b"a frame after the checkpoint")
+    with open(killed / "metrics.csv", "ab") as file:
+        file.write(b"8,\xff")  # and a row cut off within a character
     resumed = train(files.folder, settings | {"resume": "killed"})
     assert_equal(whole, resumed)
     for tag in ("loss_d", "loss_g"):

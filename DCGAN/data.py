@@ -94,7 +94,6 @@ def load_images(
     asked += f" in {processes()} processes" * (processes() > 1)
     if count < needed:
         raise InputError(f"--data {data}: {count} images are fewer than {asked} need")
-    cache.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(cache.with_suffix(".lock")):  # other processes wait while one decodes
         try:
             found = open_cache(cache, hold_out)
@@ -236,7 +235,6 @@ def download(data: str, root: Path, image_size: int) -> tuple[Iterable, int, Any
 
     name, subfolder = TORCHVISION[data]
     part = {"split": "train"} if data == "celeba" else {"train": True}
-    root.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(root / f"{data}.lock"):
             dataset = getattr(torchvision.datasets, name)(root, download=True, **part)
@@ -286,8 +284,7 @@ def fit(image: Image.Image, image_size: int, channels: Channels) -> np.ndarray:
     """Turn an image upright, bring it to 8 bits a channel, scale it and cut out the centre."""
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
-        values = np.asarray(image, np.float32).clip(0, 65535)
-        image = Image.fromarray((values * (255 / 65535)).astype(np.uint8))
+        image = Image.fromarray((np.asarray(image, np.float32) * (255 / 65535)).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

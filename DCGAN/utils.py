@@ -22,7 +22,7 @@ import time
 from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, BooleanOptionalAction
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from datetime import datetime, timedelta
 from difflib import get_close_matches
 from functools import partial
@@ -89,7 +89,7 @@ Width = Annotated[int, "a whole number from 1 to 16384", lambda x: 0 < x <= 2**1
 Seed = Annotated[int, "a whole number from 0 to 4294967295", lambda x: 0 <= x < 2**32]
 ImageSize = Literal[16, 32, 64, 128, 256, 512, 1024]
 Channels = Literal["data", 1, 3]
-Precision = Literal["tf32", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "tf32", "bf16"]
 Config = TypeVar("Config")
 
 DATASETS = ("faces", "mnist", "fashion-mnist", "cifar10", "celeba")  # other --data are paths
@@ -192,20 +192,23 @@ def settings_of(config: Any) -> dict[str, Any]:
 # ---- Device ----
 
 
-def set_up(name: str, seed: int, precision: Precision) -> torch.device:
+def set_up(config: Config) -> tuple[torch.device, Config]:
     """Find a device, set its precision, join other processes, and seed weights and noise.
+
+    Returns:
+        The device, and the settings with the precision that `auto` stands for on it.
 
     Raises:
         InputError: There is no such device.
     """
     device = torch.device("cpu")
-    if name != "auto":
+    if config.device != "auto":
         try:
-            device = torch.device(name)
+            device = torch.device(config.device)
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise InputError(f"--device {name}: not available ({reason})") from None
+            raise InputError(f"--device {config.device}: not available ({reason})") from None
     elif torch.accelerator.is_available():
         found = torch.accelerator.current_accelerator()
         if found.type != "mps" or processes() == 1:  # Gloo has no operations for Apple's GPUs
@@ -214,12 +217,19 @@ def set_up(name: str, seed: int, precision: Precision) -> torch.device:
         if device.type == "cuda":
             number, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
             if number >= count:
-                raise InputError(f"--device {name}: {processes()} processes, but {count} GPUs")
+                line = f"--device {config.device}: {processes()} processes, but {count} GPUs"
+                raise InputError(line)
             device = torch.device("cuda", number)
             torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(minutes=5))  # while the first saves
-    torch.manual_seed(stream_seed(seed, process()) if process() else seed)
+    torch.manual_seed(stream_seed(config.seed, process()) if process() else config.seed)
+    precision = config.precision
+    if precision == "auto":
+        able = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch has it from 2.10 on
+        native_bf16 = able.get("avx512_bf16") or able.get("amx_bf16")
+        on_cpu = "bf16" if native_bf16 else "fp32"
+        precision = {"cuda": "tf32", "cpu": on_cpu}.get(device.type, "fp32")
     torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
     torch.backends.cudnn.allow_tf32 = precision != "fp32"
     torch.backends.cudnn.benchmark = True  # shapes never change, so the search pays
@@ -230,7 +240,7 @@ def set_up(name: str, seed: int, precision: Precision) -> torch.device:
             # getting them again from the system costs a page fault for every 4 kB.
             for option, value in ((-1, 2**31 - 1), (-3, 2**31 - 1), (-2, 2**28)):
                 ctypes.CDLL(None).mallopt(option, value)
-    return device
+    return device, replace(config, precision=precision)
 
 
 def stream_seed(seed: int, number: int) -> int:
@@ -529,6 +539,7 @@ class Run:
             "started": datetime.now().isoformat(),
             "finished": None,
             "device": f"{device} ({kind})",
+            "precision": config.precision,
             "processes": processes(),
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -571,7 +582,7 @@ class Run:
             self.events.add_image("real", real, 0, dataformats="HWC")
         count, size, _, channels = self.dataset.images.shape
         held_out, skipped = len(self.dataset.held_out), self.dataset.skipped
-        self.say(f"device      {self.facts['device']}")
+        self.say(f"device      {self.facts['device']}, {self.config.precision}")
         self.say(f"images      {count:,} of {size}x{size}x{channels}: {self.config.data}")
         if held_out:
             self.say(f"held out    {held_out:,} more, which training never sees")

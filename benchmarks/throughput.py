@@ -1,12 +1,14 @@
-"""Measure training speed: a textbook loop, ours, and the limit that the machine sets.
+"""Measure training speed: textbook loops, ours, and the limit that the machine sets.
 
 All have the same networks, of the papers' size, and minibatches of the same size:
 
-  textbook  what most repositories do: JPEGs decoded by the workers of a DataLoader, default
-            optimisers, the generator's graph kept in the critic's step, the critic's gradients
-            computed in the generator's step, losses read at every step
-  ours      the folder's train.py
-  limit     every convolution and matrix product of one of our steps, timed alone
+  fresh   what most repositories do: JPEGs decoded by the workers of a DataLoader, default
+          optimizers in float32, the critic's gradients computed in the generator's step, losses
+          read at every step; each update of either network has fakes of its own
+  reused  the fastest textbook loop: one minibatch of fakes serves both networks, one of real
+          images serves all critic steps (fewer than the papers take), and no loss is read
+  ours    the folder's train.py
+  limit   every convolution and matrix product of one of our steps, timed alone
 
 Example: python benchmarks/throughput.py --models DCGAN --rounds 3 --out throughput.json
 
@@ -27,6 +29,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -69,10 +72,12 @@ def rounds(orders: Connection, device: str) -> Iterator[None]:
         orders.send(time.perf_counter() - began)
 
 
-def textbook(model: str, images: Path, device: str, orders: Connection) -> None:
-    """Train as most repositories do."""
+def textbook(
+    model: str, images: Path, device: str, precision: str, orders: Connection, reuse: bool
+) -> None:
+    """Train as most repositories do; with `reuse` as the fastest of them."""
     train = load_file_of(model, "train")
-    config, wasserstein, updates = train.Config(), model.startswith("WGAN"), 0
+    config, wasserstein = train.Config(), model.startswith("WGAN")
     generator = train.Generator(config.z_dim, config.image_size, 3, config.g_width).to(device)
     dropout = (config.dropout,) if hasattr(config, "dropout") else ()
     kind = getattr(train, "Critic", None) or train.Discriminator
@@ -82,12 +87,13 @@ def textbook(model: str, images: Path, device: str, orders: Connection) -> None:
         optimizer, options["betas"] = torch.optim.Adam, (config.beta1, config.beta2)
     generator_optimizer = optimizer(generator.parameters(), **options)
     critic_optimizer = optimizer(critic.parameters(), **options)
-    loader, step = textbook_loader(images, config), rounds(orders, device)
+    batches, step = textbook_batches(images, config), rounds(orders, device)
     next(step)
     while True:
-        for real, _ in loader:
-            real = real.to(device)
-            fake = generator(torch.randn(len(real), config.z_dim, device=device))
+        for i in range(getattr(config, "n_critic", 1)):
+            if i == 0 or not reuse:
+                real = next(batches).to(device)
+                fake = generator(torch.randn(len(real), config.z_dim, device=device))
             scores, fake_scores = critic(real), critic(fake.detach())
             ones = torch.ones_like(scores)
             if wasserstein:
@@ -104,34 +110,37 @@ def textbook(model: str, images: Path, device: str, orders: Connection) -> None:
             critic_optimizer.zero_grad()
             loss_d.backward()
             critic_optimizer.step()
-            loss_d.item()
             if model == "WGAN":
                 for parameter in critic.parameters():
                     parameter.data.clamp_(-config.clip_value, config.clip_value)
-            updates += 1
-            if updates % getattr(config, "n_critic", 1):
-                continue
-            scores = critic(generator(torch.randn(len(real), config.z_dim, device=device)))
-            loss_g = -scores.mean() if wasserstein else bce(scores, ones)
-            generator_optimizer.zero_grad()
-            loss_g.backward()
-            generator_optimizer.step()
+            if not reuse:
+                loss_d.item()
+        if not reuse:
+            fake = generator(torch.randn(len(real), config.z_dim, device=device))
+        scores = critic(fake)
+        loss_g = -scores.mean() if wasserstein else bce(scores, torch.ones_like(scores))
+        generator_optimizer.zero_grad()
+        loss_g.backward()
+        generator_optimizer.step()
+        if not reuse:
             loss_g.item()
-            if next(step, "end") == "end":
-                return
+        if next(step, "end") == "end":
+            return
 
 
-def textbook_loader(images: Path, config: Any) -> DataLoader:
-    """Return minibatches of images that are decoded anew in each epoch."""
+def textbook_batches(images: Path, config: Any) -> Iterator[torch.Tensor]:
+    """Yield endless minibatches of images that are decoded anew in each epoch."""
     side, half = config.image_size, [0.5] * 3
     crop = [transforms.Resize(side), transforms.CenterCrop(side)]
     scale = [transforms.ToTensor(), transforms.Normalize(half, half)]
     found = datasets.ImageFolder(str(images.parent), transforms.Compose(crop + scale))
     workers = {"num_workers": min(8, os.cpu_count()), "drop_last": True}
-    return DataLoader(found, config.batch_size, shuffle=True, **workers)
+    loader = DataLoader(found, config.batch_size, shuffle=True, **workers)
+    while True:
+        yield from (real for real, _ in loader)
 
 
-def ours(model: str, images: Path, device: str, orders: Connection) -> None:
+def ours(model: str, images: Path, device: str, precision: str, orders: Connection) -> None:
     """Run the folder's own `train`; only the pauses of its run folder are left out."""
     import resource
 
@@ -143,6 +152,7 @@ def ours(model: str, images: Path, device: str, orders: Connection) -> None:
                 yield 1
             facts["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
             facts["images_per_step"] = self.images_per_step
+            facts["precision"] = self.config.precision
 
     class Limited(train.Run):
         def steps(self) -> Iterator[int]:
@@ -152,7 +162,7 @@ def ours(model: str, images: Path, device: str, orders: Connection) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         places = {"data": str(images), "data_dir": folder, "runs_dir": folder}
-        config = replace(train.Config(), device=device, **places)
+        config = replace(train.Config(), device=device, precision=precision, **places)
         train.Run = Timed
         train.train(replace(config, name="timed"))
         train.Run = Limited
@@ -182,15 +192,19 @@ def heavy_operations(device: str) -> Iterator[list[float]]:
         yield seconds
 
 
-LOOPS = {"textbook": textbook, "ours": ours}
+LOOPS = {"fresh": partial(textbook, reuse=False), "reused": partial(textbook, reuse=True)}
+LOOPS["ours"] = ours
 
 
-def measure(model: str, images: Path, device: str, turns: int, seconds: float) -> dict:
+def measure(
+    model: str, images: Path, device: str, precision: str, turns: int, seconds: float
+) -> dict:
     """Compare the loops on one model, in turn; return the figures."""
     context, workers, processes, steps = multiprocessing.get_context("spawn"), {}, [], {}
     for name, loop in LOOPS.items():
         workers[name], there = context.Pipe()
-        processes.append(context.Process(target=loop, args=(model, images, device, there)))
+        arguments = (model, images, device, precision, there)
+        processes.append(context.Process(target=loop, args=arguments))
         processes[-1].start()
     for name, orders in workers.items():  # warm up, then choose how many steps make a round
         for count in (1, 5 if device != "cpu" else 1):
@@ -204,16 +218,18 @@ def measure(model: str, images: Path, device: str, turns: int, seconds: float) -
             times[name].append(orders.recv() / steps[name])
     for orders in workers.values():
         orders.send(0)
-    facts, figures = workers["ours"].recv(), {"model": model}
+    facts = workers["ours"].recv()
+    figures = {"model": model, "precision": facts["precision"]}
     for process in processes:
         process.join()
     for name, taken in times.items():
         rate = facts["images_per_step"] / statistics.median(taken)
         figures[f"{name}_seconds_per_step"] = [round(t, 4) for t in taken]
         figures[f"{name}_images_per_second"] = round(rate, 1)
-    pairs = [b / a for a, b in zip(times["ours"], times["textbook"], strict=True)]
+    for name in ("fresh", "reused"):
+        pairs = [b / a for a, b in zip(times["ours"], times[name], strict=True)]
+        figures[f"ratio_{name}"] = round(statistics.median(pairs), 2)
     return figures | {
-        "ratio": round(statistics.median(pairs), 2),
         "limit_seconds_per_step": round(facts["limit"], 4),
         "share_of_limit": round(facts["limit"] / statistics.median(times["ours"]), 3),
         "peak_memory_gb": round(facts["peak"] / 1e9, 2),
@@ -222,14 +238,13 @@ def measure(model: str, images: Path, device: str, turns: int, seconds: float) -
 
 def table(figures: list[dict]) -> str:
     """Write the figures as a Markdown table."""
-    head = (
-        "| model | textbook images/s | ours images/s | ratio | share of the limit | peak memory |"
-    )
+    head = "| model | fresh fakes | reused fakes | ours | share of the limit | peak memory |"
     rows = [head, "|---" * 6 + "|"]
     for f in figures:
-        rates = f"{f['textbook_images_per_second']} | {f['ours_images_per_second']} | {f['ratio']}"
+        ours = f"{f['ours_images_per_second']} images/s in {f['precision']}"
+        rates = [f"{f[f'{n}_images_per_second']} ({f[f'ratio_{n}']}x)" for n in ("fresh", "reused")]
         share, memory = f["share_of_limit"], f["peak_memory_gb"]
-        rows.append(f"| {f['model']} | {rates} | {share:.0%} | {memory} GB |")
+        rows.append(f"| {f['model']} | {' | '.join(rates)} | {ours} | {share:.0%} | {memory} GB |")
     return "\n".join(rows)
 
 
@@ -256,13 +271,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="of each loop, in turn (default: 5)")
     parser.add_argument("--seconds", type=float, default=8, help="of a round (default: 8)")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="auto", help="of ours (default: auto)")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder) / "images" / "all"
         draw_jpegs(images, 1000)
         for model in args.models:
-            figures.append(measure(model, images, args.device, args.rounds, args.seconds))
+            how = (args.device, args.precision, args.rounds, args.seconds)
+            figures.append(measure(model, images, *how))
             print(json.dumps(figures[-1]), flush=True)
     print(table(figures))
     save(figures, args.out)

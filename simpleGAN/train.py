@@ -92,8 +92,8 @@ class Config:
     """Seed of everything random."""
     device: str = "auto"
     """auto for the fastest available, or cpu, cuda, cuda:1, mps ..."""
-    precision: Precision = "tf32"
-    """tf32 or fp32 (exact) for products on a GPU; bf16: layers in bfloat16, also on a CPU."""
+    precision: Precision = "auto"
+    """fp32 (exact), tf32 (GPU products), bf16 (layers in bfloat16), or auto: by the device."""
     graphs: bool = True
     """Replay each step as one CUDA graph on a GPU."""
     runs_dir: str = ""
@@ -161,7 +161,7 @@ def generator_step(
 
 def train(config: Config) -> Path:
     """Run Algorithm 1 from the start or from a checkpoint, and return the run folder."""
-    device = utils.set_up(config.device, config.seed, config.precision)
+    device, config = utils.set_up(config)
     wanted = (config.data, config.data_dir, config.image_size, config.channels)
     dataset = load_images(*wanted, config.batch_size, config.hold_out)
     channels = dataset.images.shape[3]

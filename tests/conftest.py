@@ -16,7 +16,8 @@ FILES = ("utils", "data", "model", "train")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 TINY = {
     **{"image_size": 16, "g_width": 4, "d_width": 4, "z_dim": 8, "batch_size": 8},
-    **{"log_every": 2, "frame_every": 2, "checkpoint_every": 2, "device": "cpu"},
+    **{"log_every": 2, "frame_every": 2, "checkpoint_every": 2},
+    **{"device": "cpu", "precision": "fp32"},
 }
 LOADED = {}
 

@@ -387,7 +387,7 @@ def test_defaults_are_the_designs():
     common = {
         **{"image_size": 64, "channels": "data", "batch_size": 64, "data": "faces"},
         **{"max_steps": 0, "max_seconds": 0.0, "hold_out": 0, "seed": 0, "device": "auto"},
-        **{"precision": "tf32", "graphs": True, "log_every": 50, "frame_every": 250},
+        **{"precision": "auto", "graphs": True, "log_every": 50, "frame_every": 250},
         **{"checkpoint_every": 1000, "data_dir": "", "runs_dir": "", "name": "", "resume": ""},
     }
     adam = {"lr": 5e-5, "beta1": 0.5, "beta2": 0.999}

@@ -6,6 +6,7 @@ import random
 import shutil
 import struct
 import tempfile
+import warnings
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -117,18 +118,18 @@ def test_transparent_pixels_are_white_before_they_are_scaled(tmp_path):
 
 
 def test_channels_are_as_asked_or_those_that_the_images_need(tmp_path):
-    grey = [noise("L", seed=i) for i in range(3)]
+    grey = [noise("L", seed=i) for i in range(20)]
     (tmp_path / "p").mkdir()
     for i, image in enumerate(grey):
-        image.convert(["L", "RGB", "RGBA"][i]).save(tmp_path / "p" / f"{i}.png")
+        image.convert(["L", "RGB", "RGBA"][i % 3]).save(tmp_path / "p" / f"{i}.png")
     found, three = (read(tmp_path / "p", tmp_path, 16, c).images for c in ("data", 3))
-    assert found.shape == (3, 16, 16, 1) and (three == found.repeat(3, 3)).all()
+    assert found.shape == (20, 16, 16, 1) and (three == found.repeat(3, 3)).all()
     assert {image.tobytes() for image in found} == {image.tobytes() for image in grey}
     image = grey[0].convert("RGB")
     image.putpixel((5, 5), (99, 99, 100))  # the only one that is not grey
     image.save(tmp_path / "p" / "colour.png")
     mixed, ones = (read(tmp_path / "p", tmp_path, 16, c).images for c in ("data", 1))
-    assert mixed.shape == (4, 16, 16, 3) and ones.shape == (4, 16, 16, 1)
+    assert mixed.shape == (21, 16, 16, 3) and ones.shape == (21, 16, 16, 1)
 
 
 def test_images_are_sorted_shuffled_and_the_last_held_out_from_a_zip_too(tmp_path):
@@ -137,6 +138,7 @@ def test_images_are_sorted_shuffled_and_the_last_held_out_from_a_zip_too(tmp_pat
     with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
         for name in names:
             archive.write(tmp_path / "p" / name, name)
+        archive.writestr("notes.txt", "no image")
     expected = sorted(range(38), key=lambda i: names[i])
     random.Random(0).shuffle(expected)
     whole = read(tmp_path / "p", tmp_path)
@@ -144,7 +146,8 @@ def test_images_are_sorted_shuffled_and_the_last_held_out_from_a_zip_too(tmp_pat
     for source in ("p", "p.zip"):
         found = read(tmp_path / source, tmp_path, hold_out=5)
         assert (found.images == whole.images[:-5]).all() and found.digest == whole.digest
-        assert (found.held_out == whole.images[-5:]).all()
+        assert (found.held_out == whole.images[-5:]).all() and found.skipped == []
+    assert whole.digest == hashlib.sha256(whole.images.tobytes()).hexdigest()
 
 
 def test_kinds_that_are_not_read_are_counted_with_advice(tmp_path):
@@ -172,7 +175,9 @@ def test_too_few_images_are_refused_with_the_numbers(tmp_path, monkeypatch):
     asked = (numbered(tmp_path / "p", NAMES), tmp_path, 16, 3)
     assert len(read(*asked, 5, 3).images) == 5
     said = refusal(*asked, 6, 3)
-    assert f"{asked[0]}: 8 images" in said and "--batch-size 6 and --hold-out 3" in said
+    assert f"{asked[0]}: 8 images" in said and "--batch-size 6 and --hold-out 3 need" in said
+    assert "--batch-size 9 need" in refusal(*asked, 9)
+    assert "--batch-size 8 and --hold-out 1 need" in refusal(*asked, 8, 1)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "--batch-size 5 in 2 processes" in refusal(*asked, 5)
     monkeypatch.delenv("WORLD_SIZE")
@@ -180,9 +185,59 @@ def test_too_few_images_are_refused_with_the_numbers(tmp_path, monkeypatch):
     assert len(read(*asked, 5, 2).images) == 5
     said = refusal(*asked, 5, 3)
     assert "7 readable images" in said and "--hold-out 3" in said and NAMES[0] in said
+    assert "7 readable images" in refusal(*asked, 1, 7)  # all that can be read are held out
     for name in NAMES:
         (asked[0] / name).write_bytes(b"no image")
-    assert "0 readable images" in refusal(*asked)
+    said = refusal(*asked)
+    assert "0 readable images" in said and said.count("damaged, or not an image") == 1
+
+
+def test_what_is_no_dataset_is_refused_with_those_that_are(tmp_path):
+    (tmp_path / "list.txt").write_text("a.png")
+    for data in (tmp_path / "nothing", tmp_path / "list.txt", ""):
+        said = refusal(data, tmp_path)
+        assert "no such dataset" in said and str(data) in said
+        assert "a folder, a .zip file or one of faces, mnist, " in said
+    (tmp_path / "empty").mkdir()
+    assert refusal(tmp_path / "empty", tmp_path).endswith(
+        "no image in it (.bmp, .gif, .jpeg, .jpg, .png, .webp)"
+    )
+
+
+def test_images_up_to_50_megapixels_and_100_megabytes_are_read(tmp_path, monkeypatch):
+    assert (files.data.MOST_PIXELS, files.data.MOST_BYTES) == (50_000_000, 100_000_000)
+    image = noise(size=(20, 16))
+    image.save(tmp_path / "x.png")
+    size = (tmp_path / "x.png").stat().st_size
+    for name, most in (("MOST_PIXELS", 20 * 16), ("MOST_BYTES", size)):
+        with monkeypatch.context() as patch:
+            patch.setattr(files.data, name, most)
+            assert (read(tmp_path, tmp_path / name).images == plain(image)).all()
+            patch.setattr(files.data, name, most - 1)
+            assert "0 readable images" in refusal(tmp_path, tmp_path / f"{name} less 1")
+
+
+def test_what_a_file_holds_decides_not_its_name(tmp_path):
+    noise().save(tmp_path / "a.jpg", format="PNG")
+    noise().save(tmp_path / "tiff.png", format="TIFF")
+    found = read(tmp_path, tmp_path)
+    assert (found.images == plain(noise())).all()
+    assert len(found.skipped) == 1 and "tiff.png: damaged, or not an image" in found.skipped[0]
+
+
+def test_warnings_of_pillow_are_not_shown_and_those_of_others_are(tmp_path, monkeypatch):
+    def warn(*args):
+        warnings.warn("odd metadata", stacklevel=1)
+        return decode(*args)
+
+    decode = files.data.decode
+    monkeypatch.setattr(files.data, "decode", warn)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        read(numbered(tmp_path / "p", NAMES), tmp_path)
+        assert not caught
+        warnings.warn("mine", stacklevel=1)
+        assert len(caught) == 1
 
 
 def test_images_are_decoded_once_and_again_when_anything_differs(tmp_path, monkeypatch):
@@ -322,7 +377,7 @@ def test_faces_are_the_same_everywhere_and_all_different():
 def test_10_000_faces_are_the_default_and_finer_at_larger_sizes(data_dir):
     found = files.data.load_images("faces", data_dir, 16, "data", 1, 0).images
     assert found.shape == (10_000, 16, 16, 3)
-    assert (found[:700] == np.stack(list(files.data.draw_faces(700, 16)))).all()
+    assert (found[:700] == np.stack(list(files.data.draw_faces(700, 16, 0)))).all()
     large = np.stack(list(files.data.draw_faces(16, 32)))
     halved = large.reshape(16, 16, 2, 16, 2, 3).mean((2, 4))
     assert np.abs(halved - found[:16]).mean() < 6

@@ -136,6 +136,8 @@ def test_auto_takes_no_apple_gpu_for_several_processes(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: mps)
     monkeypatch.setattr(files.utils.dist, "init_process_group", lambda *_, **__: None)
-    assert files.utils.set_up("auto", 0, "fp32") == mps
+    config = files.train.Config()
+    device, config = files.utils.set_up(config)
+    assert device == mps and config.precision == "fp32"
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert files.utils.set_up("auto", 0, "fp32") == torch.device("cpu")
+    assert files.utils.set_up(config)[0] == torch.device("cpu")

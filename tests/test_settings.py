@@ -95,7 +95,7 @@ REFUSED = [
     (["--beta2", "-0.1"], "--beta2: must be a number from 0 to below 1, not '-0.1'"),
     (["--image-size", "48"], "--image-size: must be one of 16, 32, 64, 128, 256, 512, 1024, not"),
     (["--channels", "2"], "--channels: must be one of data, 1, 3, not '2'"),
-    (["--precision", "half"], "--precision: must be one of tf32, fp32, bf16, not 'half'"),
+    (["--precision", "half"], "--precision: must be one of auto, fp32, tf32, bf16, not 'half'"),
     (["--lr"], "--lr: expected one argument"),
     (["--config", "missing.json"], "missing.json: No such file or directory"),
     (["--resume", "missing"], "--resume missing: no run of this name in"),

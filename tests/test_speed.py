@@ -1,6 +1,7 @@
 """What makes training fast must not change what is computed."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -43,11 +44,32 @@ def test_a_run_in_bf16_keeps_weights_and_sums_in_float32(files, tiny):
 
 
 def test_precision_sets_what_a_gpu_may_round():
-    utils = load("DCGAN").utils
+    files = load("DCGAN")
     for precision, products, tf32 in (("fp32", "highest", False), ("tf32", "high", True)):
-        utils.set_up("cpu", 0, precision)
+        files.utils.set_up(files.train.Config(device="cpu", precision=precision))
         assert torch.get_float32_matmul_precision() == products
         assert torch.backends.cudnn.allow_tf32 == tf32
+    assert torch.tensor(1e-40) * 1 == 0  # numbers that small take a CPU far longer
+
+
+@pytest.mark.parametrize(
+    "feature, chosen", [("avx512_bf16", "bf16"), ("amx_bf16", "bf16"), ("avx2", "fp32")]
+)
+def test_auto_takes_bfloat16_where_a_cpu_has_it(files, tiny, monkeypatch, feature, chosen):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {feature: True})
+    auto, asked = (
+        train(files.folder, tiny | {"precision": name, "name": name, "max_steps": 2})
+        for name in ("auto", chosen)
+    )
+    assert (auto / "generator.safetensors").read_bytes() == (
+        asked / "generator.safetensors"
+    ).read_bytes()
+    for name in ("parameters.json", "run.json"):
+        assert json.loads((auto / name).read_text())["precision"] == chosen
+    assert f"threads), {chosen}\n" in (auto / "train.log").read_text()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    train(files.folder, {"resume": "auto", "runs_dir": tiny["runs_dir"], "max_steps": 3})
+    assert json.loads((auto / "parameters.json").read_text())["precision"] == chosen
 
 
 def test_chosen_minibatches_keep_their_place_in_memory():

@@ -27,7 +27,8 @@ import runs
 SHAPES = ("8 Gaussians", "25 Gaussians", "ring", "two moons", "spiral")
 BATCH, Z_DIM, SHOWN = 128, 2, 256  # of one update; numbers in z; points of each kind in a picture
 SIDE, CELLS, BANDS = 1.6, 48, 12  # the picture reaches from -SIDE to SIDE
-SIDES, KINDS = ((0.15, -0.15), (-0.15, 0.15)), ("fake", "real")  # of an arrowhead; of lines
+SIDES = (0.15, -0.15), (-0.15, 0.15)  # of an arrowhead
+COLOURS = {"loss_g": "fake", "told": "fake", "d_fake": "fake", "d_real": "real", "true": "exact"}
 ROWS = 400  # of the history; every second row is dropped beyond that
 LOCK = threading.Lock()  # PyTorch has one random stream for all pages
 
@@ -228,7 +229,7 @@ def picture(plane: Plane) -> str:
 <title>Real and generated points on the landscape of {height}</title>
 <image href="{landscape(plane)}" width="400" height="400"/>{svg}</svg>
 <p><span class="real">● real points</span><span class="fake">● generated points</span>
-<span class="fake">→ where they are told to go, at most {longest:.2g} per unit</span>
+<span class="fake">→ where they are told to go (longest: {longest:.2g})</span>
 <span>■ darker: higher {height}</span><span>step {plane.step:,}</span></p></div>"""
 
 
@@ -240,9 +241,9 @@ def chart(title: str, rows: list[dict], names: dict[str, str], log: bool = False
     scale = (300 / max(np.ptp(x), 1), -84 / max(high - low, 1e-9))
     zero = np.array([[[0, 87 - low * scale[1]], [300, 87 - low * scale[1]]]])
     svg, label = path(zero, "rule", 1), ""
-    for kind, name, column, line in zip(KINDS, names, columns, heights, strict=False):
-        corners = np.stack([x - x[0], line - low], 1) * scale + (0, 87)
-        svg += path(corners[None], kind, 1.6)
+    for name, column, line in zip(names, columns, heights, strict=True):
+        kind, corners = COLOURS.get(name, "second"), np.stack([x - x[0], line - low], 1)
+        svg += path((corners * scale + (0, 87))[None], kind, 1.6)
         label += f'<span class="{kind}">{names[name]} <b>{column[-1]:.3g}</b></span>'
     top, bottom = (f"{10**end if log else end:.2g}" for end in (high, low))
     return f"""<figure><figcaption><b>{title}</b>{label}</figcaption><div class="plot">

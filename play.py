@@ -1,15 +1,15 @@
 """Open a page in the browser that explores, trains, shows and compares GANs.
 
 Examples:
-    python play.py                            on http://127.0.0.1:7860, for this machine alone
-    python play.py --port 8000 --no-browser   only print the address
+    python play.py                            the page is for this machine alone
+    python play.py --port 8000 --no-browser   only print its address
 
-Nothing is fetched from elsewhere. Trainings are the folders' own train.py, each in a process of
-its own: closing the page does not end them, ending this program saves and ends them.
+Nothing is fetched from elsewhere. A training is the folder's own train.py in a process of its
+own: it goes on when the page is closed. When this program ends, the training saves and ends.
 """
 
 import argparse
-import math
+import html
 import os
 import shutil
 import signal
@@ -18,10 +18,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import lru_cache, wraps
-from html import escape
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from threading import Lock
 from typing import IO, Any, NamedTuple
@@ -29,9 +28,10 @@ from typing import IO, Any, NamedTuple
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # it is on by default, and read on import
 
 import gradio as gr
+import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 import compare
 import doctor
@@ -41,17 +41,24 @@ import runs
 from make_gif import write_animation
 from runs import MODELS, TOP, InputError
 
-COUNT, DIRECTIONS = 16, 6  # images on a sheet; sliders
+COUNT, DIRECTIONS = 16, 6  # images on the sheet; sliders
+LOADING = Lock()  # two threads must not import a folder's files at once
 PIXELS = {"interactive": False, "format": "png", "elem_classes": "pixels", "buttons": ["download"]}
-LOADING = Lock()  # importing a folder's files is not for two threads at once
-SETTINGS = {  # of a training: the models that have it, its start and its meaning
-    "lr": (MODELS, 2e-4, "Size of a step. Too large: losses jump; too small: images stay grey."),
-    "width": (MODELS, 32, "Feature maps of both networks: wider is better and slower."),
-    "batch_size": (MODELS, 64, "Images in an update. Larger is steadier and slower."),
-    "seed": (MODELS, 0, "The same seed gives the same run."),
-    "n_critic": (("WGAN", "WGAN-GP"), 5, "Critic updates for each of the generator's."),
-    "clip_value": (("WGAN",), 0.01, "Bound of the critic's weights."),
-    "lambda_gp": (("WGAN-GP",), 10, "Weight of the penalty that keeps slopes near 1."),
+QUIET = {"show_progress": "hidden", "trigger_mode": "always_last"}  # for events that come often
+TRAINING = {  # settings: the models that have them, their meaning
+    "lr": (MODELS, "Size of a step. Too large: the losses jump. Too small: images stay grey."),
+    "width": (MODELS, "Feature maps of both networks. Wider is better and slower."),
+    "batch_size": (MODELS, "Images in an update. More are steadier and slower."),
+    "n_critic": (MODELS[2:], "Critic updates for each of the generator's. Fewer: a weak critic."),
+    "clip_value": (("WGAN",), "Bound of the critic's weights. Watch the share at the bound."),
+    "lambda_gp": (("WGAN-GP",), "Weight of the gradient penalty. Watch the slopes."),
+    "seed": (MODELS, "The same seed repeats the run."),
+}
+KINDS = {  # in the plane: the folder, whether the loss is minimax, log10 of lr, n_critic
+    "simple GAN": ("simpleGAN", False, -3, 1),
+    "simple GAN, minimax": ("simpleGAN", True, -3, 1),
+    "WGAN": ("WGAN", False, -3.7, 5),
+    "WGAN-GP": ("WGAN-GP", False, -3, 5),
 }
 
 
@@ -62,7 +69,7 @@ class Training(NamedTuple):
     errors: IO
 
 
-TRAININGS: dict[Path, Training] = {}  # by run folder; every page sees them all
+TRAININGS: dict[Path, Training] = {}  # by run folder; all pages see them
 
 
 def plainly(function: Callable) -> Callable:
@@ -73,7 +80,7 @@ def plainly(function: Callable) -> Callable:
         try:
             return function(*arguments)
         except (InputError, OSError) as error:
-            raise gr.Error(escape(str(error)), print_exception=False) from None
+            raise gr.Error(html.escape(str(error)), print_exception=False) from None
 
     return call
 
@@ -81,20 +88,20 @@ def plainly(function: Callable) -> Callable:
 def run_folders() -> dict[str, Path]:
     """Return the run folders, the newest first, by what the page calls them."""
     patterns = ("*/tensorboard/runs/*/run.json", "race/*/*/run.json", "results/*/*/run.json")
-    found = [[file.parent for file in TOP.glob(pattern)] for pattern in patterns]
-    found[0] += [run for run in TRAININGS if run not in found[0]]  # not yet on the disk
-    order = [sorted(part, key=lambda run: run.name, reverse=True) for part in found]
-    names = {run: str(run.relative_to(TOP).as_posix()) for part in order for run in part}
-    return {name.replace("/tensorboard/runs/", "/"): run for run, name in names.items()}
+    found = [file.parent for pattern in patterns for file in TOP.glob(pattern)]
+    found = sorted({*found, *TRAININGS}, key=lambda run: ("results" in run.parts, run.name))
+    own, recorded = ([r for r in found if ("results" in r.parts) == kept] for kept in (False, True))
+    named = {run.relative_to(TOP).as_posix(): run for run in own[::-1] + recorded}
+    return {name.replace("/tensorboard/runs/", "/"): run for name, run in named.items()}
 
 
 def find(name: str | None) -> Path:
-    """Find a run, or included weights, by what the page calls it: nothing else is ever read."""
+    """Find a run, or included weights, by what the page calls it. Nothing else is ever read."""
     known = run_folders() | {
         f"{m} (included)": TOP / f"assets/weights/{m}.safetensors" for m in MODELS
     }
     if name not in known:
-        raise InputError(f"{name}: no such run" if name else "Choose a run first.")
+        raise InputError(f"{name}: no such run." if name else "Choose a run first.")
     return known[name]
 
 
@@ -102,68 +109,64 @@ def find(name: str | None) -> Path:
 
 
 def sources() -> list[str]:
-    """Return what has a generator."""
+    """Return the names of what has a generator."""
     own = [n for n, run in run_folders().items() if (run / "generator.safetensors").is_file()]
-    return [f"{model} (included)" for model in reversed(MODELS)] + own
+    return [*(f"{model} (included)" for model in MODELS[::-1]), *own]
 
 
 @lru_cache(8)
-def load(file: Path, changed: float) -> tuple[torch.nn.Module, dict, Tensor]:
-    """Load a generator, what its file says about it, and its directions (DIRECTIONS, z_dim).
+def load(file: Path, _changed: float) -> tuple[nn.Module, int, Tensor]:
+    """Load a generator, its z_dim, and its directions, unit vectors (DIRECTIONS, z_dim).
 
-    Along the first, its first layer changes most, and so on: they are the right singular
-    vectors of that layer's weight (Shen and Zhou 2021, arXiv:2007.06600, SeFa).
+    Along the first of them its first layer changes most: they are the right singular vectors of
+    that layer's weight (SeFa, Shen and Zhou 2021, arXiv:2007.06600).
     """
     with LOADING:
         generator, about = runs.load_generator(file)
-    first = next(generator.parameters()).detach()  # (units, z_dim) or (z_dim, maps, 4, 4)
-    weight = first if first.dim() == 2 else first.flatten(1).T
-    return generator, about, torch.linalg.svd(weight, full_matrices=False).Vh[:DIRECTIONS]
+    weight = next(generator.parameters()).detach()
+    weight = weight if weight.dim() == 2 else weight.flatten(1).T  # (outputs, z_dim)
+    directions = torch.linalg.svd(weight, full_matrices=False).Vh[:DIRECTIONS]
+    return generator, about["arguments"]["z_dim"], directions
 
 
-def load_named(name: str) -> tuple[torch.nn.Module, dict, Tensor]:
-    """Load what the page calls `name`, anew if it has changed."""
+def sheet_of(name: str, seed: float, truncation: float) -> tuple[nn.Module, Tensor, Tensor]:
+    """Return a generator, the z of a seed (COUNT, z_dim), drawn towards 0, and the directions."""
     file = find(name)
     file = file / "generator.safetensors" if file.is_dir() else file
-    return load(file, file.stat().st_mtime if file.is_file() else 0)
-
-
-def noise(about: dict, seed: float, truncation: float) -> Tensor:
-    """Return the z of a sheet, (COUNT, z_dim), drawn towards 0 by truncation."""
+    generator, z_dim, directions = load(file, file.stat().st_mtime)
     if not 0 <= (seed or 0) < 2**63:
         raise InputError(f"Seed {seed:g}: must be a whole number from 0 up.")
-    zs = generate.noise(int(seed or 0), about["arguments"]["z_dim"])
-    return torch.stack(list(islice(zs, COUNT))) * truncation
+    zs = torch.stack(list(islice(generate.noise(int(seed or 0), z_dim), COUNT)))
+    return generator, zs * truncation, directions
 
 
 @plainly
-def sheet(name: str, seed: float, truncation: float) -> Image.Image:
+def sheet(*base: Any) -> Image.Image:
     """Draw the images of a seed."""
-    generator, about, _ = load_named(name)
-    images = next(generate.draw(generator, noise(about, seed, truncation), COUNT))
-    return generate.grid(images, 4, side=560)
+    generator, zs, _ = sheet_of(*base)
+    return generate.grid(next(generate.draw(generator, zs, COUNT)), 4, side=560)
 
 
-def chosen(name, seed, truncation, first, second, blend, *moves) -> tuple[torch.nn.Module, Tensor]:
-    """Return the generator and z (z_dim,): two images of the sheet blended, then moved."""
-    generator, about, directions = load_named(name)
-    z = noise(about, seed, truncation)[[int(first or 0) % COUNT, int(second or 0) % COUNT]]
-    if first != second and blend:
+def chosen(base: tuple, first: float, second: float, blend: float, *moves: float) -> np.ndarray:
+    """Draw two images of the sheet blended, then moved: uint8 (1, H, W, C)."""
+    generator, zs, directions = sheet_of(*base)
+    z = zs[[int(first or 0) % COUNT, int(second or 0) % COUNT]]
+    if blend and first != second:
         z = generate.round_trip(z, 200)[round(100 * blend)][None]  # the second is half-way round
-    return generator, z[0] + torch.tensor(moves, dtype=z.dtype) @ directions[: len(moves)]
+    z = z[0] + torch.tensor(moves, dtype=z.dtype) @ directions[: len(moves)]
+    return next(generate.draw(generator, [z], 1))
 
 
 @plainly
 def draw(*choice: Any) -> Image.Image:
-    """Draw the image that the sliders choose."""
-    generator, z = chosen(*choice)
-    return generate.grid(next(generate.draw(generator, [z], 1)), 1, side=560, gap=0)
+    """Draw the image that the sliders make."""
+    return generate.grid(chosen(choice[:3], *choice[3:]), 1, side=560, gap=0)
 
 
 @plainly
 def pick(
-    picture: Any, which: str, first: float, second: float, event: gr.SelectData
-) -> tuple[float, float]:
+    picture: np.ndarray, which: str, first: float, second: float, event: gr.SelectData
+) -> tuple:
     """Take the image of the sheet that was clicked as the first or the second."""
     (x, y), (height, width) = event.index, picture.shape[:2]
     clicked = int(4 * y // height * 4 + 4 * x // width)
@@ -171,83 +174,78 @@ def pick(
 
 
 @plainly
-def walk(name: str, seed: float, truncation: float, first: float) -> str:
+def walk(name: str, seed: float, truncation: float, first: float) -> dict:
     """Write a loop through the first image and the five after it as a GIF."""
-    generator, about, _ = load_named(name)
-    stops = noise(about, seed, truncation).roll(-int(first or 0), 0)[:6]
-    images = [
-        image
-        for part in generate.draw(generator, generate.round_trip(stops, 72), 24)
-        for image in part
-    ]
+    generator, zs, _ = sheet_of(name, seed, truncation)
+    way = generate.round_trip(zs.roll(-int(first or 0), 0)[:6], 72)
+    images = chain.from_iterable(generate.draw(generator, way, 24))
     frames = [generate.grid(image[None], 1, side=320, gap=0) for image in images]
     file = Path(tempfile.mkdtemp()) / "walk.gif"
     write_animation(file, frames, [50] * len(frames), 10)
-    return str(file)
+    return gr.Image(str(file), label="Walk", visible=True)
 
 
 @plainly
-def neighbours(*choice: Any) -> tuple[Image.Image, str]:
-    """Draw the chosen image beside the nearest image that the run was trained on."""
+def neighbour(*choice: Any) -> dict:
+    """Draw the image beside the nearest one that the run was trained on."""
     run = find(choice[0])
     if run.is_file() or not (run / str(runs.read_facts(run).get("cache"))).is_file():
         raise InputError(f"{choice[0]}: the images it was trained on are not on this machine.")
-    generator, z = chosen(*choice)
+    image = chosen(choice[:3], *choice[3:])
     with LOADING:
         training, _ = runs.load_images(run)
-    image = next(generate.draw(generator, [z], 1))
-    found, distance = generate.nearest(image, training)
-    pair = generate.grid(
-        torch.cat([torch.from_numpy(image), torch.from_numpy(training[found])]).numpy(), 2, side=560
-    )
-    return pair, f"Right: the nearest training image. RMS distance {distance[0]:.1f} of 255."
+    found, distances = generate.nearest(image, training)
+    pair = generate.grid(np.concatenate([image, training[found]]), 2, side=560)
+    label = f"Right: the nearest training image, at RMS distance {distances[0]:.1f} of 255"
+    return gr.Image(pair, label=label, visible=True)
 
 
 def explore_tab(page: gr.Blocks) -> None:
     """Lay out the first tab."""
+    number = {"precision": 0, "minimum": 0, "min_width": 100}
     with gr.Row():
-        with gr.Column():
+        with gr.Column(min_width=300):
             name = gr.Dropdown(sources(), value=sources()[0], label="Generator")
             with gr.Row():
-                seed = gr.Number(0, precision=0, minimum=0, label="Seed")
-                truncation = gr.Slider(0, 1, 1, label="Truncation (lower: more typical)")
+                seed = gr.Number(0, label="Seed", **number)
+                truncation = gr.Slider(0, 1, 1, label="Truncation", info="Less: more typical.")
             images = gr.Image(label="Images of this seed: click one", **PIXELS)
             with gr.Row():
                 which = gr.Radio(["first", "second"], value="first", label="A click chooses")
-                first = gr.Number(0, precision=0, minimum=0, maximum=15, label="First image")
-                second = gr.Number(1, precision=0, minimum=0, maximum=15, label="Second image")
-        with gr.Column():
+                first = gr.Number(0, maximum=COUNT - 1, label="First image", **number)
+                second = gr.Number(1, maximum=COUNT - 1, label="Second image", **number)
+        with gr.Column(min_width=300):
             image = gr.Image(label="The image that the sliders make", **PIXELS)
-            blend = gr.Slider(0, 1, 0, label="From the first to the second, along a great circle")
+            blend = gr.Slider(0, 1, 0, label="From the first image to the second")
             with gr.Row():
                 labels = [f"Direction {i + 1}" for i in range(DIRECTIONS)]
                 moves = [gr.Slider(-6, 6, 0, label=label, min_width=150) for label in labels]
             with gr.Row():
-                centre = gr.Button("Reset directions")
-                loop, near = gr.Button("Walk"), gr.Button("Nearest training image")
-            walked = gr.Image(label="Walk", type="filepath", visible=False, **PIXELS)
-            pair = gr.Image(label="The image, and the nearest it was trained on", **PIXELS)
-            said = gr.Markdown()
+                back, loop = (
+                    gr.Button("Reset directions", min_width=90),
+                    gr.Button("Walk", min_width=90),
+                )
+                near = gr.Button("Nearest training image", min_width=90)
+            extra = gr.Image(type="filepath", visible=False, **PIXELS)
     base = [name, seed, truncation]
     choice = [*base, first, second, blend, *moves]
-    quick = {"show_progress": "hidden", "trigger_mode": "always_last"}
-    gr.on([one.change for one in base], sheet, base, images, api_name="sheet", **quick)
-    gr.on([one.change for one in choice], draw, choice, image, api_name="draw", **quick)
+    gr.on([one.change for one in base], sheet, base, images, api_name="sheet", **QUIET)
+    gr.on([one.change for one in choice], draw, choice, image, api_name="draw", **QUIET)
     images.select(pick, [images, which, first, second], [first, second], api_name="pick")
-    centre.click(lambda: [0] * DIRECTIONS, None, moves, api_name="reset_directions")
-    loop.click(walk, [*base, first], walked, api_name="walk")
-    near.click(neighbours, choice, [pair, said], api_name="neighbours")
+    back.click(lambda: [0] * DIRECTIONS, None, moves, api_name="reset_directions")
+    loop.click(walk, [*base, first], extra, api_name="walk")
+    near.click(neighbour, choice, extra, api_name="nearest")
     opened = page.load(lambda: gr.Dropdown(sources()), None, name, api_name="sources")
-    opened.then(sheet, base, images).then(draw, choice, image)
+    opened.then(sheet, base, images, **QUIET).then(draw, choice, image, **QUIET)
 
 
 # ---- Train ----
 
 
-def start_training(model: str, flags: list[str], run: Path) -> None:
-    """Start a folder's train.py in a session of its own: Ctrl-C here does not reach it twice."""
-    command = [sys.executable, str(TOP / model / "train.py"), f"--runs-dir={run.parent}", *flags]
-    errors, none = tempfile.TemporaryFile("w+", errors="replace"), subprocess.DEVNULL
+def start_training(run: Path, *flags: str) -> None:
+    """Start train.py in a session of its own: a terminal's Ctrl-C ends it once, through here."""
+    command = [sys.executable, TOP / run.parts[-4] / "train.py", f"--runs-dir={run.parent}", *flags]
+    errors, none = tempfile.TemporaryFile("w+", errors="replace"), subprocess.DEVNULL  # noqa: SIM115
     streams = {"stdin": none, "stdout": none, "stderr": errors}
     TRAININGS[run] = Training(subprocess.Popen(command, **streams, start_new_session=True), errors)
 
@@ -257,58 +255,44 @@ def is_training(run: Path) -> bool:
     return run in TRAININGS and TRAININGS[run].process.poll() is None
 
 
-def images_flag(data: str, folder: str, upload: str | None) -> str:
-    """Return --data for drawn faces, a folder, or a zip file, which is kept for resuming."""
-    if data == "Drawn faces":
-        return "--data=faces"
-    if data == "Folder":
-        path = Path(folder.strip()).expanduser().absolute()
-        if not folder.strip() or not path.is_dir():
-            raise InputError(f"{folder or 'Folder'}: there is no such folder of images.")
-        return f"--data={path}"
-    if not upload:
-        raise InputError("Choose a zip file of images first.")
-    kept = TOP / "data" / "uploads" / f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{Path(upload).name}"
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    return f"--data={shutil.copy(upload, kept)}"
-
-
-@plainly
-def start(
-    model: str,
-    data: str,
-    folder: str,
-    upload: str | None,
-    size: int,
-    most: float,
-    unit: str,
-    *own: Any,
-) -> dict:
-    """Start a training with the settings of the page."""
-    if model not in MODELS:
-        raise InputError(f"{model}: no such model.")
-    run = TOP / model / "tensorboard" / "runs" / f"{datetime.now():%Y-%m-%d_%H-%M-%S_%f}"[:-3]
-    flags = [
-        "--config=quick.json",
-        f"--name={run.name}",
-        "--epochs=1000000",
-        f"--image-size={size}",
-    ]
-    flags += [images_flag(data, folder, upload), f"--max-{unit}={most:g}"]
-    for (name, (models, *_)), value in zip(SETTINGS.items(), own, strict=True):
-        names = ("g-width", "d-width") if name == "width" else (name.replace("_", "-"),)
-        flags += [f"--{flag}={value:g}" for flag in names if model in models]
-    start_training(model, flags, run)
-    return choose(run)
+def end_trainings() -> None:
+    """Ask every training to save and end, and wait for it."""
+    active = [training.process for run, training in TRAININGS.items() if is_training(run)]
+    for process in active:
+        process.terminate()
+    for process in active:
+        process.wait()
 
 
 def choose(run: Path | None = None) -> dict:
-    """Update the list of runs; choose one, otherwise the one in training or the newest."""
-    known = {name: path for name, path in run_folders().items() if path.parts[-4] in MODELS}
-    active = [
-        name for name, path in known.items() if path == run or (not run and is_training(path))
-    ]
-    return gr.Dropdown(list(known), value=next(iter([*active, *known]), None))
+    """Renew the list of runs; choose this one, or else one in training, or else the newest."""
+    known = {name: path for name, path in run_folders().items() if "tensorboard" in path.parts}
+    first = [name for name, path in known.items() if path == run or (not run and is_training(path))]
+    return gr.Dropdown(list(known), value=next(iter([*first, *known]), None))
+
+
+@plainly
+def keep_upload(file: str) -> str:
+    """Copy an uploaded zip to where it stays, for resuming, and return its path."""
+    kept = TOP / "data" / "uploads" / f"{time.time_ns()}-{Path(file).name}"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    return str(shutil.copy(file, kept))
+
+
+@plainly
+def start(model: str, data: str, size: int, most: float, unit: str, *settings: float) -> dict:
+    """Start a training with the settings of the page; train.py checks them."""
+    if model not in MODELS or unit not in ("seconds", "steps"):
+        raise InputError(f"{model}, {unit}: no such model or unit.")
+    name = f"{datetime.now():%Y-%m-%d_%H-%M-%S_%f}"[:-3]
+    flags = ["--config=quick.json", f"--name={name}", f"--data={data}", f"--image-size={size}"]
+    flags += ["--epochs=1000000", f"--max-{unit}={most}"]
+    for (setting, (models, _)), value in zip(TRAINING.items(), settings, strict=True):
+        names = ("g-width", "d-width") if setting == "width" else (setting.replace("_", "-"),)
+        flags += [f"--{flag}={value}" for flag in names if model in models]
+    run = TOP / model / "tensorboard" / "runs" / name
+    start_training(run, *flags)
+    return choose(run)
 
 
 @plainly
@@ -316,233 +300,161 @@ def pause(name: str) -> None:
     """Ask a training to save and end."""
     run = find(name)
     if not is_training(run):
-        raise InputError(f"{name} is not being trained from this page.")
+        raise InputError(f"{name} is not in training here.")
     TRAININGS[run].process.terminate()
 
 
 @plainly
 def resume(name: str, most: float, unit: str) -> None:
-    """Resume a training; one that is finished goes on for as long again as the page says."""
+    """Resume a training; one that is finished gets so many more seconds or steps."""
     run, limits = find(name), []
     if is_training(run):
-        raise InputError(f"{name} is being trained already.")
+        raise InputError(f"{name} is in training already.")
     if runs.read_facts(run).get("finished"):
-        done = compare.numbers_of(compare.read_runs([run])[0])
-        other = "steps" if unit == "seconds" else "seconds"
-        total = done["step" if unit == "steps" else "seconds"] + most
-        limits = ["--epochs=1000000", f"--max-{unit}={total:.0f}", f"--max-{other}=0"]
-    start_training(run.parts[-4], [f"--resume={run.name}", *limits], run)
+        column, other = ("step", "seconds") if unit == "steps" else ("seconds", "steps")
+        total = round(compare.numbers_of(compare.read_runs([run])[0])[column] + most)
+        limits = ["--epochs=1000000", f"--max-{unit}={total}", f"--max-{other}=0"]
+    start_training(run, f"--resume={run.name}", *limits)
 
 
-def progress(run: Path) -> tuple[str, list[dict]]:
-    """Say in a line how a training stands; return its rows of metrics.csv as well."""
-    if not (run / "run.json").is_file():
-        state = "Starting: reading the images"
-        return (state, []) if is_training(run) else (f"Failed: {complaint(run)}", [])
-    one = compare.read_runs([run])[0]
-    rows = one.rows.dropna().to_dict("records")
-    state = "Finished" if one.facts.get("finished") else "Paused"
+def state_of(run: Path) -> str:
+    """Say in a line how a training stands; the numbers are the last in its log."""
+    log, begun = run / "train.log", (run / "run.json").is_file()
+    state = "Finished" if begun and runs.read_facts(run).get("finished") else "Paused"
     if is_training(run):
-        state = "Training"
+        state = "In training" if begun else "Starting: reading the images"
     elif run in TRAININGS and 0 < TRAININGS[run].process.returncode < 128:
-        state = f"Stopped: {complaint(run)}"
-    if len(rows) < 2:
-        return state, rows
-    last, before = rows[-1], rows[-2]
-    took, steps = last["seconds"] - before["seconds"], last["step"] - before["step"]
-    words = [state, f"step {last['step']:,.0f}"]
-    if state == "Training" and took > 0:
-        setting = one.settings.get
-        left = (
-            [(setting("max_steps") - last["step"]) * took / steps] if setting("max_steps") else []
-        )
-        left += [setting("max_seconds") - last["seconds"]] if setting("max_seconds") else []
-        words += [f"{(last['images'] - before['images']) / took:,.0f} images a second"]
-        words += [f"{timedelta(seconds=max(0, round(min(left))))} left"] if left else []
-    return " · ".join(words), rows
+        TRAININGS[run].errors.seek(0)
+        line = (TRAININGS[run].errors.read().strip().splitlines() or ["no reason given"])[-1]
+        state = f"Stopped: {line.partition(': error: ')[2] or line}"
+    lines = log.read_text("utf-8", "replace").splitlines() if log.is_file() else []
+    steps = [line for line in lines if line.startswith("step ")]
+    return " · ".join([state, *steps[-1:]])
 
 
-def complaint(run: Path) -> str:
-    """Return the last line of what a training complained about."""
-    if run not in TRAININGS:
-        return "it has no run.json"
-    errors = TRAININGS[run].errors
-    errors.seek(0)
-    line = (errors.read().strip().splitlines() or ["no reason given"])[-1]
-    return line.partition(": error: ")[2] or line
-
-
-def curves(model: str, rows: list[dict]) -> str:
+def curves(run: Path) -> str:
     """Draw the columns of metrics.csv: HTML."""
+    rows = compare.read_runs([run])[0].rows.dropna().to_dict("records")
+    rows = rows[:: len(rows) // planes.ROWS + 1]
     if not rows:
         return ""
-    second, rest = "discriminator", ["wasserstein", "penalty", "slope", "clipped"]
-    second = "critic" if "wasserstein" in rows[0] else second
-    wanted = [("Losses", {"loss_d": second, "loss_g": "generator"})]
+    second = "critic" if "wasserstein" in rows[0] else "discriminator"
+    charts = {"Losses": {"loss_d": second, "loss_g": "generator"}}
     if "d_real" in rows[0]:
-        wanted += [("Probabilities", {"d_real": "D(x), real", "d_fake": "D(G(z)), generated"})]
-    wanted += [(name.capitalize(), {name: ""}) for name in rest if name in rows[0]]
-    thin = rows[:: len(rows) // planes.ROWS + 1]
-    return (
-        f'<div class="plane">{"".join(planes.chart(t, thin, names) for t, names in wanted)}</div>'
-    )
+        charts["Probabilities"] = {"d_real": "D(x), real", "d_fake": "D(G(z)), generated"}
+    single = ("wasserstein", "penalty", "slope", "clipped")
+    charts |= {name.capitalize(): {name: ""} for name in single if name in rows[0]}
+    drawn = (planes.chart(title, rows, names) for title, names in charts.items())
+    return f'<div class="plane">{"".join(drawn)}</div>'
 
 
 @plainly
-def watch(name: str | None, position: int, seen: tuple) -> Any:
-    """Return how a run stands, its frame, the slider and its curves, if anything is new."""
+def watch(name: str | None, position: float, seen: tuple) -> Any:
+    """Return how a run stands, a frame, the slider and the curves, if anything is new.
+
+    `seen` is what the page shows: a slider at its end follows the newest frame.
+    """
     if not name:
-        return "No run yet. Press Start.", None, gr.skip(), "", ()
+        return gr.skip()
     run = find(name)
-    state, rows = progress(run)
-    frames = sorted((run / "frames").glob("[0-9]*.png"), key=lambda frame: int(frame.stem))
-    now = (name, state, len(rows), len(frames), position)
+    state, frames = state_of(run), []
+    if (run / "frames").is_dir():
+        frames = sorted((run / "frames").glob("[0-9]*.png"), key=lambda frame: int(frame.stem))
+    now = (name, state, len(frames), position)
     if now == seen:
         return gr.skip()
-    last = max(1, len(frames) - 1)
-    follow = not seen or seen[0] != name or position >= seen[3] - 1
-    at = min(last if follow else int(position), len(frames) - 1)
-    frame = None
-    if frames:
-        with Image.open(frames[at]) as file:
-            frame = file.convert("RGB")
-    label = f"Frame: step {int(frames[at].stem):,}" if frames else "Frame"
-    slider = gr.Slider(0, last, max(0, at), step=1, label=label)
-    model = run.parts[-4]
-    return f"**{state}**", frame, slider, curves(model, rows), (*now[:4], max(0, at))
+    if not frames:
+        return state, None, gr.skip(), "", now
+    last = len(frames) - 1
+    at = int(position) if seen[:1] == (name,) and position < seen[2] - 1 else last
+    with Image.open(frames[at]) as file:
+        frame = file.convert("RGB")
+    slider = gr.Slider(0, max(1, last), at, step=1, label=f"Frame of step {int(frames[at].stem):,}")
+    return state, frame, slider, curves(run), (*now[:3], at)
 
 
 @plainly
-def findings(name: str) -> str:
-    """Say what doctor.py finds: Markdown."""
-    run = find(name)
-    if not (run / "run.json").is_file():
+def findings(name: str | None) -> str:
+    """Return what doctor.py says of a run: HTML."""
+    if not name or not (find(name) / "run.json").is_file():
         return ""
     with LOADING:
-        found, unjudged = doctor.examine(run)
-    text = "" if found else "No problems found" + " in what could be judged." * bool(unjudged)
-    for one in found:
-        text += f"**{one.name.capitalize()}.** {one.summary}\n\n"
-        text += "".join(f"- evidence: {line}\n" for line in one.evidence)
-        text += "".join(f"- try: {line}\n" for line in one.advice)
-        text += f"- source: {one.source}\n\n"
-    return text + "".join(f"\n\nNot judged: {name}: {why}." for name, why in unjudged.items())
+        return f'<pre class="report">{html.escape(doctor.report(find(name)))}</pre>'
 
 
 def defaults(model: str) -> list[dict]:
-    """Return the settings that a model has, with the values of its quick.json."""
-    quick = runs.read_json(TOP / model / "quick.json")
-    found = []
-    for name, (models, value, _) in SETTINGS.items():
-        value = quick.get("g_width" if name == "width" else name, value)
-        found.append(gr.Number(value, visible=model in models))
-    return found
+    """Return the settings that a model has, with the values of its quick.json and train.py."""
+    quick, config = runs.read_json(TOP / model / "quick.json"), planes.train_of(model).Config
+    fields = {name: "g_width" if name == "width" else name for name in TRAINING}
+    values = [quick.get(field, getattr(config, field, 1)) for field in fields.values()]
+    shown = [model in models for models, _ in TRAINING.values()]
+    return [gr.Number(value, visible=one) for value, one in zip(values, shown, strict=True)]
 
 
 def train_tab(page: gr.Blocks) -> None:
     """Lay out the second tab."""
     with gr.Row():
-        with gr.Column(scale=2):
+        with gr.Column(scale=2, min_width=300):
             model = gr.Radio(list(MODELS), value="DCGAN", label="Model")
-            data = gr.Radio(
-                ["Drawn faces", "Folder", "Zip file"], value="Drawn faces", label="Images"
-            )
-            folder = gr.Textbox(label="Path of the folder on this machine", visible=False)
-            upload = gr.File(label="Zip file of images", file_types=[".zip"], visible=False)
+            about = "faces (drawn), or the path of a folder or a zip file on this machine"
+            data = gr.Textbox("faces", label="Images", info=about)
+            upload = gr.UploadButton("Upload a zip file of images", file_types=[".zip"], size="sm")
             with gr.Row():
-                size = gr.Radio([16, 32, 64, 128], value=32, label="Side in pixels")
-                most = gr.Number(300, minimum=1, label="Length")
-                unit = gr.Radio(["seconds", "steps"], value="seconds", label="Unit")
+                size = gr.Dropdown([16, 32, 64, 128], value=32, label="Pixels", min_width=80)
+                most = gr.Number(300, minimum=1, label="Train for", min_width=80)
+                unit = gr.Dropdown(["seconds", "steps"], label="Unit", min_width=80)
             with gr.Accordion("Settings", open=False):
-                own = [
-                    gr.Number(value, label=name, info=info, visible="DCGAN" in models)
-                    for name, (models, value, info) in SETTINGS.items()
-                ]
+                settings = [gr.Number(label=k, info=info) for k, (_, info) in TRAINING.items()]
             with gr.Row():
-                begin = gr.Button("Start", variant="primary")
-                halt, again = gr.Button("Pause"), gr.Button("Resume")
-        with gr.Column(scale=3):
+                begin = gr.Button("Start", variant="primary", min_width=80)
+                halt, again = gr.Button("Pause", min_width=80), gr.Button("Resume", min_width=80)
+        with gr.Column(scale=3, min_width=300):
             name = gr.Dropdown([], label="Run")
-            said = gr.Markdown("No run yet. Press Start.")
-            frame = gr.Image(label="What the generator makes of the same noise", **PIXELS)
+            state = gr.Markdown("No run yet. Press Start.")
+            frame = gr.Image(label="Images of the same noise, as they develop", **PIXELS)
             position = gr.Slider(0, 1, 0, step=1, label="Frame")
-            drawn, examined = gr.HTML(), gr.Markdown()
-    seen = gr.State(())
-    model.change(defaults, model, own, api_name="defaults")
-    data.change(
-        lambda kind: [gr.update(visible=kind == "Folder"), gr.update(visible=kind == "Zip file")],
-        data,
-        [folder, upload],
-        api_name="images",
-    )
-    begin.click(
-        start, [model, data, folder, upload, size, most, unit, *own], name, api_name="start"
-    )
+            drawn, said, seen = gr.HTML(), gr.HTML(), gr.State(())
+    model.change(defaults, model, settings, api_name="defaults", **QUIET)
+    upload.upload(keep_upload, upload, data, api_name="upload")
+    begin.click(start, [model, data, size, most, unit, *settings], name, api_name="start")
     halt.click(pause, name, api_name="pause")
     again.click(resume, [name, most, unit], api_name="resume")
-    watched = [said, frame, position, drawn, seen]
-    live = {"show_progress": "hidden", "trigger_mode": "always_last"}
-    gr.on(
-        [gr.Timer(1).tick, name.change, position.input],
-        watch,
-        [name, position, seen],
-        watched,
-        api_name="watch",
-        **live,
-    )
-    gr.on([gr.Timer(20).tick, name.change], findings, name, examined, api_name="findings", **live)
-    page.load(choose, None, name, api_name="runs").then(defaults, model, own)
+    often = [gr.Timer(1).tick, name.change, position.input]
+    shown = [state, frame, position, drawn, seen]
+    gr.on(often, watch, [name, position, seen], shown, api_name="watch", **QUIET)
+    gr.on([gr.Timer(20).tick, name.change], findings, name, said, api_name="findings", **QUIET)
+    opened = page.load(choose, None, name, api_name="runs")
+    opened.then(defaults, model, settings, **QUIET)
 
 
 # ---- In the plane ----
 
-HINTS = {
-    "kind": "WGAN-GP covers all peaks. The simple GAN jumps from one to the next.",
-    "speed": "Generator updates for each picture. At 1 you can follow a single point.",
-    "lr": "Above -2 the points leave the picture; below -4 hardly anything moves.",
-    "n_critic": "Updates of the second network for each of the generator's. At 1 its landscape lags behind.",
-    "clip": "Small: weights pile up at the clamp, and slopes and arrows vanish.",
-    "penalty": "0: watch the slopes run away. 10: the critic is held back, and the points overshoot.",
-    "width": "Units in each hidden layer. With 4 the critic cannot tell the peaks apart.",
-}
-KINDS = {  # of networks and losses: the folder, its loss, and a start that learns in a minute
-    "simple GAN": ("simpleGAN", False, 1e-3, 1),
-    "simple GAN, minimax": ("simpleGAN", True, 1e-3, 1),
-    "WGAN": ("WGAN", False, 2e-4, 5),
-    "WGAN-GP": ("WGAN-GP", False, 1e-3, 5),
-}
 
-
-def fields_of(kind: str, lr: float, n_critic: int, clip: float, penalty: float) -> dict:
+def fields_of(kind: str, lr: float, n_critic: float, clip: float, penalty: float) -> dict:
     """Return fields of a Config."""
     own = {"lr": 10**lr, "n_critic": int(n_critic), "clip_value": clip, "lambda_gp": penalty}
     return own | {"minimax": KINDS[kind][1]}
 
 
 def proper(kind: str) -> list[dict]:
-    """Return the settings that a model has, with values from which it learns."""
-    lr, n_critic = KINDS[kind][2:]
-    with_clip, with_penalty = kind == "WGAN", kind == "WGAN-GP"
-    values = [math.log10(lr), n_critic, 0.1, 1]
-    visible = [True, True, with_clip, with_penalty]
-    return [gr.Slider(value=v, visible=w) for v, w in zip(values, visible, strict=True)]
+    """Return the sliders of a model, at values with which it learns."""
+    values = [*KINDS[kind][2:], 0.1, 1]
+    shown = [True, True, kind == "WGAN", kind == "WGAN-GP"]
+    return [gr.Slider(value=v, visible=one) for v, one in zip(values, shown, strict=True)]
 
 
 @plainly
-def tune(plane: planes.Plane, kind: str, speed: int, *own: float) -> None:
-    """Change settings while it runs."""
-    planes.tune(plane, int(speed), **fields_of(kind, *own))
-
-
-@plainly
-def reset(shape: str, kind: str, width: int, speed: int, *own: float) -> tuple:
+def reset(shape: str, kind: str, width: float, speed: float, *live: float) -> tuple:
     """Start anew."""
-    if kind not in KINDS:
-        raise InputError(f"{kind}: no such model.")
-    settings = fields_of(kind, *own)
-    plane = planes.make_plane(shape, KINDS[kind][0], int(width), **settings)
+    plane = planes.make_plane(shape, KINDS[kind][0], int(width), **fields_of(kind, *live))
     plane.speed = int(speed)
     return plane, planes.picture(plane), planes.charts(plane)
+
+
+@plainly
+def tune(plane: planes.Plane, kind: str, speed: float, *live: float) -> None:
+    """Change settings while it runs."""
+    planes.tune(plane, int(speed), **fields_of(kind, *live))
 
 
 @plainly
@@ -556,54 +468,54 @@ def play(plane: planes.Plane) -> Iterator[tuple[str, str]]:
     """Train and draw until Pause, or until the page is closed."""
     try:
         while True:
-            planes.advance(plane, plane.speed, 0.06)  # seconds, for ten pictures in each
+            planes.advance(plane, plane.speed, seconds=0.06)  # for ten pictures a second
             yield planes.picture(plane), planes.charts(plane)
     except InputError as error:
         raise gr.Error(str(error), print_exception=False) from None
 
 
 def plane_tab(page: gr.Blocks) -> None:
-    """Lay out the third tab."""
+    """Lay out the third tab: each setting says what to look for."""
     plane = gr.State()
     with gr.Row():
         with gr.Column(scale=3, min_width=300):
             field = gr.HTML()
             with gr.Row():
-                run, halt = gr.Button("Play", variant="primary"), gr.Button("Pause")
-                step, anew = gr.Button("One step"), gr.Button("Reset")
+                go = gr.Button("Play", variant="primary", min_width=80)
+                halt, step, anew = (
+                    gr.Button(text, min_width=80) for text in ("Pause", "One step", "Reset")
+                )
         with gr.Column(scale=2, min_width=300):
             drawn = gr.HTML()
         with gr.Column(scale=2, min_width=300):
-            shape = gr.Dropdown(list(planes.SHAPES), value="8 Gaussians", label="Real points")
-            kind = gr.Dropdown(list(KINDS), value="WGAN-GP", label="Model", info=HINTS["kind"])
-            speed = gr.Slider(1, 50, 5, step=1, label="Speed", info=HINTS["speed"])
+            info = "WGAN-GP covers all peaks; the simple GAN jumps from some to others."
+            shape = gr.Dropdown(list(planes.SHAPES), label="Real points")
+            kind = gr.Dropdown(list(KINDS), value="WGAN-GP", label="Model", info=info)
+            info = "Generator updates for each picture. At 1 you can follow single points."
+            speed = gr.Slider(1, 50, 5, step=1, label="Speed", info=info)
+            info = "Above -2 the points leave the picture; below -4 hardly anything moves."
             lr = gr.Slider(
-                -5, -1, -3, step=0.1, label="Learning rate, power of ten", info=HINTS["lr"]
+                -5, -1, -3, step=0.1, label="Learning rate, as a power of ten", info=info
             )
-            n_critic = gr.Slider(1, 20, 5, step=1, label="n_critic", info=HINTS["n_critic"])
-            clip = gr.Slider(0.01, 1, 0.1, label="Clamp", info=HINTS["clip"], visible=False)
-            penalty = gr.Slider(0, 10, 1, label="lambda", info=HINTS["penalty"])
-            width = gr.Slider(4, 256, 64, step=4, label="Width", info=HINTS["width"])
-    live, begin, out = [lr, n_critic, clip, penalty], [shape, kind, width, speed], [field, drawn]
-    started = run.click(
-        play, plane, out, api_name="play", concurrency_limit=None, show_progress="hidden"
-    )
-    halt.click(None, None, None, cancels=started)
-    own = {"show_progress": "hidden", "cancels": started}
-    step.click(one_step, plane, out, api_name="one_step", **own)
-    anew.click(reset, begin + live, [plane, *out], api_name="reset", **own)
-    gr.on([shape.input, width.release], reset, begin + live, [plane, *out], api_name="renew", **own)
-    kind.input(proper, kind, live, api_name="proper").then(
-        reset, begin + live, [plane, *out], **own
-    )
-    gr.on(
-        [one.release for one in (speed, *live)],
-        tune,
-        [plane, kind, speed, *live],
-        None,
-        api_name="tune",
-    )
-    page.load(reset, begin + live, [plane, *out], show_progress="hidden", api_name="first")
+            info = "Updates of the second network for one of the generator. At 1 it lags behind."
+            n_critic = gr.Slider(1, 20, 5, step=1, label="n_critic", info=info)
+            info = "Small: weights gather at the clamp, and slopes and arrows vanish."
+            clip = gr.Slider(0.01, 1, 0.1, label="Clamp", info=info, visible=False)
+            info = "0: watch the slopes run away. 10: watch the points overshoot."
+            penalty = gr.Slider(0, 10, 1, label="lambda", info=info)
+            info = "Units in each layer. With 4, the landscape cannot have eight peaks."
+            width = gr.Slider(4, 256, 64, step=4, label="Width", info=info)
+    live, out = [lr, n_critic, clip, penalty], [plane, field, drawn]
+    begin, own = [shape, kind, width, speed, *live], {"show_progress": "hidden"}
+    playing = go.click(play, plane, out[1:], api_name="play", concurrency_limit=None, **own)
+    own |= {"cancels": playing}
+    halt.click(None, cancels=playing)
+    step.click(one_step, plane, out[1:], api_name="one_step", **own)
+    gr.on([anew.click, shape.input, width.release], reset, begin, out, api_name="reset", **own)
+    kind.input(proper, kind, live, api_name="proper", **own).then(reset, begin, out)
+    moved = [one.release for one in (speed, *live)]
+    gr.on(moved, tune, [plane, kind, speed, *live], api_name="tune", **QUIET)
+    page.load(reset, begin, out, api_name="plane", **QUIET)
 
 
 # ---- Compare ----
@@ -611,69 +523,47 @@ def plane_tab(page: gr.Blocks) -> None:
 
 @plainly
 def compared(names: list[str]) -> tuple:
-    """Return the figure, the table, the last grids and a CSV file of runs."""
-    if not names:
-        raise InputError("Choose at least one run.")
-    found = compare.read_runs([find(name) for name in names])
-    table = compare.table(found).rename_axis(["", "name"]).reset_index()
+    """Return the table of runs, a CSV file of it, the last grids and the curves."""
+    found = compare.read_runs([find(name) for name in names or [None]])
+    table = compare.table(found).rename_axis(["group", "name"]).reset_index()
     file = Path(tempfile.mkdtemp()) / "compare.csv"
     table.to_csv(file, index=False)
-    ends = [
-        (run, sorted((run.path / "frames").glob("[0-9]*.png"), key=lambda f: int(f.stem)))
-        for run in found
-    ]
-    grids = [
-        (Image.open(frames[-1]), f"{run.label}, step {int(frames[-1].stem):,}")
-        for run, frames in ends
-        if frames
-    ]
-    drawn = compare.figure(found)
-    return drawn, table, gr.Gallery(grids, visible=bool(grids)), str(file)
+    with_frames = [run for run in found if any((run.path / "frames").glob("*.png"))]
+    last = [(runs.frames_of(run.path)[-1], run.label) for run in with_frames]
+    grids = [(Image.open(frame), f"{label}, step {int(frame.stem):,}") for frame, label in last]
+    gallery = gr.Gallery(grids, visible=bool(grids))
+    return table, str(file), gallery, compare.figure(found)
 
 
 def compare_tab(page: gr.Blocks) -> None:
     """Lay out the fourth tab."""
     first = [f"results/{model}/quick-faces" for model in MODELS]
     with gr.Row():
-        names = gr.Dropdown(
-            list(run_folders()), value=first, multiselect=True, label="Runs", scale=4
-        )
-        file = gr.DownloadButton("Table as CSV", scale=1)
-    drawn, table = gr.Plot(show_label=False), gr.Dataframe(interactive=False, wrap=True)
-    grids = gr.Gallery(label="Last grids", columns=4, interactive=False)
-    outputs = [drawn, table, grids, file]
-    names.change(compared, names, outputs, api_name="compare")
+        known = list(run_folders())
+        names = gr.Dropdown(known, value=first, multiselect=True, label="Runs", scale=4)
+        file = gr.DownloadButton("Table as CSV", scale=1, min_width=120)
+    table = gr.Dataframe(interactive=False, max_height=900, elem_classes="table")
+    grids = gr.Gallery(label="Last grids", columns=4, interactive=False, elem_classes="pixels")
+    shown = [table, file, grids, gr.Plot(show_label=False)]
+    names.change(compared, names, shown, api_name="compare", **QUIET)
     opened = page.load(lambda: gr.Dropdown(list(run_folders())), None, names, api_name="choices")
-    opened.then(compared, names, outputs)
+    opened.then(compared, names, shown, **QUIET)
 
 
 # ---- The program ----
 
 
-def build() -> gr.Blocks:
-    """Lay out the page."""
-    tabs = {
-        "Explore": explore_tab,
-        "Train": train_tab,
-        "In the plane": plane_tab,
-        "Compare": compare_tab,
-    }
+def serve(host: str, port: int | None, browser: bool) -> gr.Blocks:
+    """Serve the page in the background."""
+    torch.set_num_threads(1)  # for small networks a second thread costs more than it brings
     with gr.Blocks(title="GAN playground", analytics_enabled=False) as page:
         gr.Markdown("# GAN playground")
-        for name, fill in tabs.items():
+        tabs = {"Explore": explore_tab, "Train": train_tab, "In the plane": plane_tab}
+        for name, fill in (tabs | {"Compare": compare_tab}).items():
             with gr.Tab(name):
                 fill(page)
-    return page
-
-
-def open_page(host: str, port: int | None, browser: bool) -> gr.Blocks:
-    """Serve the page in the background."""
-    torch.set_num_threads(1)  # small networks: a second thread costs more than it brings
-    for model in MODELS:
-        planes.train_of(model)
-    page = build()
-    sans, mono = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")
-    theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=sans, font_mono=mono)
+    fonts = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}
+    theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", **fonts)
     server = {"server_name": host, "server_port": port, "inbrowser": browser, "quiet": True}
     server |= {"share": False, "ssr_mode": False, "prevent_thread_lock": True, "footer_links": []}
     page.launch(**server, theme=theme, css_paths=TOP / "play.css", max_file_size="2gb")
@@ -681,39 +571,29 @@ def open_page(host: str, port: int | None, browser: bool) -> gr.Blocks:
 
 
 def main() -> None:
-    """Serve the page until Ctrl-C, then end the trainings: each saves first."""
+    """Serve the page until Ctrl-C; then the trainings save and end."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("--port", type=int, help="default: the first free one from 7860")
-    parser.add_argument(
-        "--host",
-        default="127.0.0.1",
-        help="0.0.0.0 lets other machines in, which can then start trainings and read folders of images here",
-    )
+    parser.add_argument("--port", type=int, help="default: the first that is free from 7860")
+    risk = "others, with 0.0.0.0, can start trainings and read images here (default: 127.0.0.1)"
+    parser.add_argument("--host", default="127.0.0.1", help=risk)
     parser.add_argument("--no-browser", action="store_true", help="only print the address")
     args = parser.parse_args()
     for name in {"SIGTERM", "SIGHUP", "SIGBREAK"} & {*dir(signal)}:
         signal.signal(getattr(signal, name), signal.default_int_handler)
+    for model in MODELS:
+        planes.train_of(model)  # here, since two threads must not import at once
     with tempfile.TemporaryDirectory(prefix="gan-playground-") as scratch:
-        tempfile.tempdir = os.environ["GRADIO_TEMP_DIR"] = scratch  # goes with the program
+        tempfile.tempdir = os.environ["GRADIO_TEMP_DIR"] = scratch
         try:
-            page = open_page(args.host, args.port, not args.no_browser)
+            page = serve(args.host, args.port, not args.no_browser)
             print(f"open {page.local_url} in a browser; Ctrl-C ends", flush=True)
             while True:
                 time.sleep(1)
         except KeyboardInterrupt:
-            print("ending; trainings are saved")
+            print("ending; trainings save")
         finally:
             end_trainings()
-
-
-def end_trainings() -> None:
-    """Ask every training to save and end, and wait for it."""
-    for training in TRAININGS.values():
-        if training.process.poll() is None:
-            training.process.terminate()
-    for training in TRAININGS.values():
-        training.process.wait()
 
 
 if __name__ == "__main__":

@@ -254,7 +254,7 @@ def chart(title: str, rows: list[dict], names: dict[str, str], log: bool = False
 def charts(plane: Plane) -> str:
     """Draw the curves of a training: HTML."""
     if not plane.history:
-        return "<p>Press Play to start the training, or One step for a single update.</p>"
+        return "<p>Press Play to start the training, or Step for a single update.</p>"
     second, distance, own = "critic", {"true": "exact", "estimate": "the critic's estimate"}, []
     if has_discriminator(plane):
         second, distance = "discriminator", {"true": "exact"}

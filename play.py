@@ -235,8 +235,8 @@ def explore_tab(page: gr.Blocks) -> None:
     back.click(lambda: [0] * DIRECTIONS, None, moves, api_name="reset_directions")
     loop.click(walk, [*base, first], extra, api_name="walk")
     near.click(neighbour, choice, extra, api_name="nearest")
-    opened = page.load(lambda: gr.Dropdown(sources()), None, name, api_name="sources")
-    opened.then(sheet, base, images, **QUIET).then(draw, choice, image, **QUIET)
+    page.load(lambda: gr.Dropdown(sources()), None, name, api_name="sources")
+    page.load(sheet, base, images, **QUIET).then(draw, choice, image, **QUIET)
 
 
 # ---- Train ----
@@ -402,7 +402,7 @@ def train_tab(page: gr.Blocks) -> None:
             with gr.Row():
                 size = gr.Dropdown([16, 32, 64, 128], value=32, label="Pixels", min_width=80)
                 most = gr.Number(300, minimum=1, label="Train for", min_width=80)
-                unit = gr.Dropdown(["seconds", "steps"], label="Unit", min_width=80)
+                unit = gr.Dropdown(["seconds", "steps"], label="Unit", min_width=100)
             with gr.Accordion("Settings", open=False):
                 settings = [gr.Number(label=k, info=info) for k, (_, info) in TRAINING.items()]
             with gr.Row():
@@ -423,8 +423,8 @@ def train_tab(page: gr.Blocks) -> None:
     shown = [state, frame, position, drawn, seen]
     gr.on(often, watch, [name, position, seen], shown, api_name="watch", **QUIET)
     gr.on([gr.Timer(20).tick, name.change], findings, name, said, api_name="findings", **QUIET)
-    opened = page.load(choose, None, name, api_name="runs")
-    opened.then(defaults, model, settings, **QUIET)
+    page.load(choose, None, name, api_name="runs")
+    page.load(defaults, model, settings, **QUIET)
 
 
 # ---- In the plane ----
@@ -468,7 +468,7 @@ def play(plane: planes.Plane) -> Iterator[tuple[str, str]]:
     """Train and draw until Pause, or until the page is closed."""
     try:
         while True:
-            planes.advance(plane, plane.speed, seconds=0.06)  # for ten pictures a second
+            planes.advance(plane, plane.speed, seconds=0.04)  # for ten pictures a second
             yield planes.picture(plane), planes.charts(plane)
     except InputError as error:
         raise gr.Error(str(error), print_exception=False) from None
@@ -481,10 +481,10 @@ def plane_tab(page: gr.Blocks) -> None:
         with gr.Column(scale=3, min_width=300):
             field = gr.HTML()
             with gr.Row():
-                go = gr.Button("Play", variant="primary", min_width=80)
-                halt, step, anew = (
-                    gr.Button(text, min_width=80) for text in ("Pause", "One step", "Reset")
-                )
+                small = {"size": "md", "min_width": 60}
+                go = gr.Button("Play", variant="primary", **small)
+                halt, step = gr.Button("Pause", **small), gr.Button("Step", **small)
+                anew = gr.Button("Reset", **small)
         with gr.Column(scale=2, min_width=300):
             drawn = gr.HTML()
         with gr.Column(scale=2, min_width=300):
@@ -540,14 +540,16 @@ def compare_tab(page: gr.Blocks) -> None:
     first = [f"results/{model}/quick-faces" for model in MODELS]
     with gr.Row():
         known = list(run_folders())
-        names = gr.Dropdown(known, value=first, multiselect=True, label="Runs", scale=4)
+        names = gr.Dropdown(
+            known, value=first, multiselect=True, label="Runs", scale=4, min_width=300
+        )
         file = gr.DownloadButton("Table as CSV", scale=1, min_width=120)
     table = gr.Dataframe(interactive=False, max_height=900, elem_classes="table")
     grids = gr.Gallery(label="Last grids", columns=4, interactive=False, elem_classes="pixels")
     shown = [table, file, grids, gr.Plot(show_label=False)]
     names.change(compared, names, shown, api_name="compare", **QUIET)
-    opened = page.load(lambda: gr.Dropdown(list(run_folders())), None, names, api_name="choices")
-    opened.then(compared, names, shown, **QUIET)
+    page.load(lambda: gr.Dropdown(list(run_folders())), None, names, api_name="choices")
+    page.load(compared, names, shown, **QUIET)
 
 
 # ---- The program ----
@@ -558,7 +560,7 @@ def serve(host: str, port: int | None, browser: bool) -> gr.Blocks:
     torch.set_num_threads(1)  # for small networks a second thread costs more than it brings
     with gr.Blocks(title="GAN playground", analytics_enabled=False) as page:
         gr.Markdown("# GAN playground")
-        tabs = {"Explore": explore_tab, "Train": train_tab, "In the plane": plane_tab}
+        tabs = {"Explore": explore_tab, "Train": train_tab, "Plane": plane_tab}
         for name, fill in (tabs | {"Compare": compare_tab}).items():
             with gr.Tab(name):
                 fill(page)

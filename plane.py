@@ -144,10 +144,10 @@ def advance(plane: Plane, steps: int, seconds: float = math.inf) -> None:
             if time.perf_counter() > end:
                 break
         plane.rng = torch.get_rng_state()
-    row = {name: float(value) for name, value in losses.items()}
+    row = {name: float(value) for name, value in losses.items()} | measure(plane)
     if not all(map(math.isfinite, row.values())):
         raise runs.InputError(f"The training diverged at step {plane.step:,}. Press Reset.")
-    plane.history.append({"step": plane.step, **row, **measure(plane)})
+    plane.history.append({"step": plane.step, **row})
     if len(plane.history) > ROWS:
         del plane.history[::2]
 
@@ -179,7 +179,8 @@ def measure(plane: Plane) -> dict[str, float]:
         _, slope = train_of("WGAN-GP").gradient_penalty(plane.critic, real, fakes)
     with torch.no_grad():
         estimate = plane.critic(real).mean() - plane.critic(fakes).mean()
-    true = ot.emd2([], [], torch.cdist(real.flatten(1), fake).double().numpy())
+    costs = torch.cdist(real.flatten(1), fake).double().numpy()
+    true = ot.emd2([], [], costs) if np.isfinite(costs).all() else math.inf
     found = {"true": true, "estimate": estimate, "slope": slope, "told": told.norm(dim=1).mean()}
     return {name: float(value) for name, value in found.items()}
 

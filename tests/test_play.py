@@ -302,7 +302,7 @@ def test_in_a_browser_each_tab_works_and_nothing_foreign_is_asked_for(served, br
     said(".prose", "Paused")
 
     click("button[role=tab]", "Compare")
-    said("td", "swd")
+    said("[role=gridcell]", "swd")
     until(lambda: shown(".js-plotly-plot"))
     logs = [json.loads(line["message"])["message"] for line in browser.get_log("performance")]
     asked = [one["params"]["request"]["url"] for one in logs if one["method"] == SENT]

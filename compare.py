@@ -26,8 +26,8 @@ import runs as folders
 
 AXES = ["images", "seconds", "step"]
 SHARED = ["d_real", "d_fake"]  # the only curves that mean the same in different models
-# Okabe and Ito's colours, which the colour-blind can tell apart; runs of a model differ in dashes.
-COLOURS = dict(zip(folders.MODELS, ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=True))
+# Okabe and Ito's colors, which the color-blind can tell apart; runs of a model differ in dashes.
+COLORS = dict(zip(folders.MODELS, ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=True))
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 LOOK = {
     "hovermode": "x unified",
@@ -153,7 +153,7 @@ def figure(runs: list[Run]) -> go.Figure:
     models, looks = [run.model for run in runs], {}
     for i, run in enumerate(runs):
         dash = DASHES[models[:i].count(run.model) % len(DASHES)]
-        looks[run.label] = {"color": COLOURS[run.model], "dash": dash}
+        looks[run.label] = {"color": COLORS[run.model], "dash": dash}
     rows = max(1, (lines["panel"].nunique() + 1) // 2)
     curves = {"data_frame": lines, "x": AXES[0], "y": "value", "color": "run", "custom_data": AXES}
     rest = {"facet_col_spacing": 0.1, "facet_row_spacing": 0.25 / rows, "template": "none"}
@@ -207,13 +207,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Compare the runs that the command line names."""
     arguments = parse_arguments()
-    paths = [folders.find_run(text) for text in arguments.runs]
-    if not arguments.runs:
-        models = sorted(file.parent for file in folders.TOP.glob("*/train.py"))
-        paths = [run for model in models for run in folders.runs_in(model)[-1:]]
-    if not paths:
-        raise folders.InputError("there is no run to compare yet; train.py starts one")
-    runs = read_runs(paths)
+    runs = read_runs(folders.find_runs(arguments.runs))
     print(table(runs).to_string(line_width=shutil.get_terminal_size().columns))
     write_page(runs, arguments.out, f"Comparison of {len(runs)} run{'s' * (len(runs) != 1)}")
     print(f"wrote {arguments.out}")

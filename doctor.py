@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import runs
+from compare import read_runs
 from generate import batch_size, draw, noise
 
 OTHER_MODEL = "Train the WGAN-GP on the same images: a critic that is right still gives gradients"
@@ -40,16 +41,15 @@ class Run:
     """What a run folder holds."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.facts, self.settings = path, runs.read_facts(path), runs.read_settings(path)
+        (known,) = read_runs([path])
+        self.path, self.facts, self.settings, self.rows = (
+            path,
+            known.facts,
+            known.settings,
+            known.rows,
+        )
         self.count, self.lr = self.facts["pictures"]["shape"][0], self.settings["lr"]
-        table = path / "metrics.csv"
-        lines = table.read_text().split("\n")[:-1] if table.is_file() else []  # whole ones
-        keys, *rows = [line.split(",") for line in lines or ["step"]]
-        try:
-            self.rows = dict(zip(keys, np.array(rows, float).reshape(-1, len(keys)).T, strict=True))
-        except ValueError:
-            raise runs.InputError(f"{table} is damaged") from None
-        self.step = int(self.rows["step"].max(initial=0))
+        self.step = int(max(self.rows["step"], default=0))
         # lr * steps is how far a weight can move. A simple GAN draws a single face until 0.07.
         self.least_steps = math.ceil(round(0.1 / self.lr, 6))
 
@@ -59,7 +59,7 @@ class Run:
         count = len(self.rows["step"])
         if count < 4:
             raise runs.InputError(f"metrics.csv has {count} of the 4 rows needed")
-        return float(np.median(self.rows[column][-max(3, round(count / 4)) :]))
+        return self.rows[column].tail(max(3, round(count / 4))).median()
 
     def require(self, step: int) -> None:
         """Raise InputError if a step is too early to judge."""
@@ -68,9 +68,9 @@ class Run:
 
     def flags(self, **wanted: Any) -> list[str]:
         """Return flags for the settings that this model has and that are not as wanted."""
-        differ = [name for name, x in wanted.items() if self.settings.get(name, x) != x]
-        flag = {name: f"--{name.replace('_', '-')} {wanted[name]}" for name in differ}
-        return [f"{flag[name]} (was {self.settings[name]})" for name in differ]
+        old = {name: self.settings.get(name, x) for name, x in wanted.items()}
+        new = {name: x for name, x in wanted.items() if x != old[name]}
+        return [f"--{name.replace('_', '-')} {x} (was {old[name]})" for name, x in new.items()]
 
 
 def crossed(name: str, value: float, side: str, limit: float) -> list[str]:
@@ -83,7 +83,7 @@ def spread(images: np.ndarray) -> tuple[float, float]:
     """Return the mean distance of two images, and the median distance to the most similar other."""
     count, side = images.shape[:2]
     blocks = images.reshape(count, 8, side // 8, 8, side // 8, -1)
-    small = blocks.mean((2, 4), "f4").reshape(count, -1)  # 8x8 mean colours: no noise, no edges
+    small = blocks.mean((2, 4), "f4").reshape(count, -1)  # 8x8 mean colors: no noise, no edges
     apart = np.linalg.norm(small[:, None] - small, axis=2)
     return apart.sum() / (count * (count - 1)), np.median(np.sort(apart, 1)[:, :2].max(1))
 
@@ -141,7 +141,7 @@ def generator_has_collapsed(run: Run) -> tuple[list[str], list[str]]:
     run.require(about["step"])
     zs = islice(noise(0, about["arguments"]["z_dim"]), 256)
     drawn = list(draw(generator, zs, batch_size(about["arguments"]["image_size"])))
-    trained, _ = runs.load_images(run.path)
+    trained, _ = runs.load_images(run.path, more_faces=0)
     real = trained[np.random.default_rng(0).permutation(len(trained))[:256]]
     (mean, near), (real_mean, real_near) = spread(np.concatenate(drawn)), spread(real)
     # healthy: 0.38 and more; a single face: 0.25
@@ -199,11 +199,6 @@ def examine(path: Path) -> tuple[list[Finding], dict[str, str]]:
     return found, unjudged
 
 
-def findings(run: Path) -> list[Finding]:
-    """Return what is wrong with a run."""
-    return examine(run)[0]
-
-
 def report(run: Path) -> str:
     """Say what is wrong with a run, and what could not be judged."""
     (found, unjudged), model, here = examine(run), runs.read_facts(run)["model"], run.resolve()
@@ -228,11 +223,7 @@ def main() -> None:
     """Report on the runs that the command line names."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="path or name of a run, or a model")
-    folders = sorted(str(file.parent) for file in runs.TOP.glob("*/train.py"))
-    texts = parser.parse_args().runs or [text for text in folders if runs.runs_in(Path(text))]
-    if not texts:
-        raise runs.InputError("there is no run yet; start one with: cd DCGAN && python train.py")
-    print("\n\n".join(report(runs.find_run(text)) for text in texts))
+    print("\n\n".join(map(report, runs.find_runs(parser.parse_args().runs))))
 
 
 if __name__ == "__main__":

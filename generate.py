@@ -90,7 +90,7 @@ def nearest(images: np.ndarray, training: np.ndarray) -> tuple[np.ndarray, np.nd
         training: uint8 (N, H, W, C); read in parts, because it may be mapped from a file.
 
     Returns:
-        Indices into `training` (B,), and root mean square distances in grey levels (B,).
+        Indices into `training` (B,), and root mean square distances in gray levels (B,).
     """
     flat = images.reshape(len(images), -1).astype(np.float64)  # keeps sums of squares exact
     least, found = np.full(len(images), np.inf), np.zeros(len(images), int)
@@ -205,7 +205,7 @@ def main() -> None:
     images = write_images(args, images, (args.num, size, size, channels))
     if args.out:
         if args.nearest:
-            training = runs.load_images(run)[0]
+            training, _ = runs.load_images(run, more_faces=0)
             found, distances = nearest(images, training)
             images = np.concatenate([images, training[found]], 2)  # side by side
             least, median = np.quantile(distances, (0, 0.5))

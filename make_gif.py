@@ -29,7 +29,7 @@ SIDE, GAP = 400, 8  # pixels; small grids are enlarged to about SIDE by a whole 
 # What is tried, in this order, until the file is small enough. Pixels go last: labels stay sharp.
 THINNED = ((1, 1), (2, 1), (3, 1), (4, 1), (2, 2), (4, 2), (4, 4))  # every k-th frame, 1/n of sides
 PIXELS = 10_000  # that choose the palette of a GIF; more take long and improve little
-SETTINGS = {".gif": (255, 128), ".webp": (90, 60), ".mp4": (None,)}  # colours, quality
+SETTINGS = {".gif": (255, 128), ".webp": (90, 60), ".mp4": (None,)}  # colors, quality
 Scene = list[tuple[Path, str]]  # frames that are shown next to each other, and their labels
 
 
@@ -96,7 +96,7 @@ def encode(
     else:
         options["quality"] = setting
     with iio.imopen(file, "w", extension=kind) as animation:
-        for frame in frames:  # of a GIF as indices of colours
+        for frame in frames:  # of a GIF as indices of colors
             animation.write(np.asarray(frame), is_batch=False, **options)
     return file.getvalue()
 
@@ -180,26 +180,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def newest_runs() -> list[Path]:
-    """Find the newest run of each model that has frames, and name the models without one."""
-    found = []
-    for model in runs.MODELS:
-        try:
-            run = runs.find_run(model)
-            runs.frames_of(run)
-            found.append(run)
-        except InputError as error:
-            print(f"skipped {error}")
-    if not found:
-        raise InputError("no model has a run with frames")
-    return found
-
-
 def main() -> None:
     """Write the animations that the command line asks for."""
     args = parse_arguments()
-    named = [runs.find_run(text) for text in args.runs]
-    found = list(dict.fromkeys(named)) or newest_runs()  # none twice
+    found = runs.find_runs(args.runs)
     if args.side_by_side:
         todo = [(args.out or found[0] / "side-by-side.gif", scenes_of(found))]
     elif args.out and len(found) > 1:

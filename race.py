@@ -29,7 +29,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 import runs as folders
@@ -66,13 +65,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     race = parser.parse_args(argv)
     if (race.seconds > 0) == (race.images > 0) or race.seeds < 1:
         raise InputError("a race needs --seconds or --images, one of the two, and --seeds from 1")
-    race.budget = f"{race.images} images" if race.images else f"{race.seconds:g} s"
     race.data = race.data if race.data in NAMED else str(Path(race.data).resolve())
     race.data_dir = Path(race.data_dir).resolve()
-    race.models = list(dict.fromkeys(race.models))
-    name = race.name or f"{Path(race.data).stem}-{race.budget.replace(' ', '')}"
-    race.folder = TOP / "race" / name
-    pairs = [(model, seed) for seed in range(race.seeds) for model in race.models]
+    budget = f"{race.images}images" if race.images else f"{race.seconds:g}s"
+    race.folder = TOP / "race" / (race.name or f"{Path(race.data).stem}-{budget}")
+    pairs = [(model, seed) for seed in range(race.seeds) for model in dict.fromkeys(race.models)]
     race.runs = [(model, seed, race.folder / f"{model}-{seed}") for model, seed in pairs]
     return race
 
@@ -91,11 +88,11 @@ def open_race(race: argparse.Namespace) -> dict:
     }
     record = {"format": folders.FORMAT, "started": datetime.now().isoformat(), **now, "pace": {}}
     if (race.folder / "race.json").is_file():
-        record = folders.read_json(race.folder / "race.json")
-        for part in now:
-            if record.get(part) != now[part]:
-                began = f"{race.folder} began with {part} {record.get(part)}"
-                raise InputError(f"{began}, not {now[part]}; take another --name")
+        record = folders.read_json(race.folder / "race.json", *now, "pace")
+    for part in now:
+        if record[part] != now[part]:
+            began = f"{race.folder} began with {part} {record[part]}"
+            raise InputError(f"{began}, not {now[part]}; take another --name")
     record["failed"] = {}  # these are tried again
     for model in race.models:
         if model not in record["pace"]:
@@ -110,19 +107,18 @@ def try_out(race: argparse.Namespace, model: str) -> dict[str, float]:
     """Train and evaluate a model for a moment, in a folder that is then deleted.
 
     Returns:
-        About how many `steps` and `seconds` of training the budget is, and the `overhead` of each
-        run: the seconds in which it starts and is evaluated.
+        About how many `steps` of training the budget is, and how many `seconds` a run will take
+        with its start and its evaluation.
     """
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as place:
         run = Path(place) / "trial"
-        code, reason = hold_one(race, (model, 0, run), ["--max-seconds=3"], tqdm(disable=True))
-        if code:
+        if reason := hold_one(race, (model, 0, run), ["--max-seconds=3"]):
             raise InputError(f"{model}: {reason}")
         each, last = folders.images_per_step(run), numbers_of(read_runs([run])[0])
     overhead, a_step = time.monotonic() - began - last["seconds"], last["seconds"] / last["step"]
     steps = max(1, race.images // each if race.images else round(race.seconds / a_step))
-    return {"steps": steps, "seconds": steps * a_step, "overhead": overhead}
+    return {"steps": steps, "seconds": steps * a_step + overhead}
 
 
 def state_of(run: Path) -> tuple[bool, bool]:
@@ -134,7 +130,7 @@ def state_of(run: Path) -> tuple[bool, bool]:
     return bool(known.facts.get("finished")), asked.items() <= known.evaluation.items()
 
 
-def hold_one(race: argparse.Namespace, which: tuple, limits: list, bar: tqdm) -> tuple[int, str]:
+def hold_one(race: argparse.Namespace, which: tuple, limits: list) -> str:
     """Start or resume a run, unless it is finished, and evaluate it; see `run_child`."""
     model, seed, run = which
     if not state_of(run)[0]:
@@ -145,60 +141,51 @@ def hold_one(race: argparse.Namespace, which: tuple, limits: list, bar: tqdm) ->
         command += [f"--seed={seed}", f"--g-width={race.width}", f"--d-width={race.width}"]
         command += [f"--{n.replace('_', '-')}={getattr(race, n)}" for n in (*EQUAL, "data_dir")]
         command += [f"--runs-dir={run.parent}", f"--{'resume' if resumed else 'name'}={run.name}"]
-        code, reason = run_child(command + limits, bar)
-        if code:
-            return code, reason
-    how = ["--seed=0", f"--num={race.num}", f"--device={race.device}"]
-    return run_child([TOP / "evaluate.py", run, *how], bar)
+        if reason := run_child(command + limits):
+            return reason
+    settings = ["--seed=0", f"--num={race.num}", f"--device={race.device}"]
+    return run_child([TOP / "evaluate.py", run, *settings])
 
 
-def run_child(command: list, bar: tqdm) -> tuple[int, str]:
-    """Run a script to its end; return its exit code, and the last line of its complaints.
+def run_child(command: list) -> str:
+    """Run a script to its end; return why it failed, the last line of its complaints, or "".
 
     If this program is interrupted, the script is asked to stop and waited for: a training saves.
     """
-    # A terminal sends Ctrl-C to a whole group. The script hears of it from here, once.
-    group, stop = {"start_new_session": True}, signal.SIGTERM
-    if sys.platform == "win32":
-        group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
-        stop = signal.CTRL_BREAK_EVENT
     words, quiet = [sys.executable, *map(str, command)], subprocess.DEVNULL
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
-        child = subprocess.Popen(words, stdin=quiet, stdout=quiet, stderr=errors, **group)
+        # In a session of its own it hears of a terminal's Ctrl-C from here, once. Windows has
+        # no sessions, and its terminal asks all programs to stop.
+        options = {"stdout": quiet, "stderr": errors, "start_new_session": True}
+        child = subprocess.Popen(words, stdin=quiet, **options)
         try:
-            while child.poll() is None:
-                time.sleep(0.2)
-                bar.update(0.2)
+            child.wait()
         except BaseException:
-            child.send_signal(stop)
+            if os.name == "posix":
+                child.terminate()
             child.wait()
             raise
         errors.seek(0)
         lines = errors.read().strip().splitlines() or [f"exit code {child.returncode}"]
     if child.returncode > 128:  # somebody asked it to stop, and it has saved
         raise KeyboardInterrupt
-    return child.returncode, lines[-1].partition(": error: ")[2] or lines[-1]
+    return (lines[-1].partition(": error: ")[2] or lines[-1]) if child.returncode else ""
 
 
 def hold(race: argparse.Namespace, record: dict) -> None:
     """Train and evaluate what is left, one run at a time so that none takes another's time."""
     todo = [which for which in race.runs if not all(state_of(which[2]))]
-    paces = [record["pace"][model] for model, *_ in todo]
-    left = sum(pace["seconds"] + pace["overhead"] for pace in paces)
-    in_all = timedelta(seconds=round(left))
-    print(f"runs left: {len(todo)} of {len(race.runs)}; about {in_all} with start and evaluation")
-    with tqdm(total=left, bar_format="{desc} |{bar}| {remaining} left", disable=None) as bar:
-        for which, pace in zip(todo, paces, strict=True):
-            name, end = which[2].name, bar.n + pace["seconds"] + pace["overhead"]
-            bar.set_description_str(name)
-            budget = f"steps={pace['steps']}" if race.images else f"seconds={race.seconds}"
-            every = [f"--{part}-every={max(1, pace['steps'] // n)}" for part, n in EVERY.items()]
-            code, reason = hold_one(race, which, [f"--max-{budget}", *every], bar)
-            if code:
-                record["failed"][name] = reason
-            bar.n = end
-            outcome = f"{name} failed: {reason}" if code else f"{name} finished"
-            bar.write(f"{outcome}; about {timedelta(seconds=round(bar.total - end))} left")
+    left = timedelta(seconds=round(sum(record["pace"][model]["seconds"] for model, *_ in todo)))
+    print(f"runs left: {len(todo)} of {len(race.runs)}; about {left} with start and evaluation")
+    for which in tqdm(todo, "race", unit="run", disable=None):
+        steps, name = record["pace"][which[0]]["steps"], which[2].name
+        budget = f"--max-steps={steps}" if race.images else f"--max-seconds={race.seconds}"
+        every = [f"--{part}-every={max(1, steps // n)}" for part, n in EVERY.items()]
+        if reason := hold_one(race, which, [budget, *every]):
+            record["failed"][name] = reason
+        tqdm.write(f"{name} failed: {reason}" if reason else f"{name} finished")
+    if len(record["failed"]) == len(race.runs):
+        raise SystemExit(f"race.py: error: every run failed; {name}: {reason}")
 
 
 def report(race: argparse.Namespace, record: dict) -> None:
@@ -233,23 +220,19 @@ def report(race: argparse.Namespace, record: dict) -> None:
     print(table.to_string(line_width=shutil.get_terminal_size().columns), *notes, sep="\n")
     firsts = {run.model: run.path for run in reversed(runs)}.values()
     command = [TOP / "make_gif.py", "--side-by-side", *firsts, "--out", race.folder / "race.gif"]
-    code, reason = run_child(command, tqdm(disable=True))
-    print(f"wrote {race.folder}" + f", but no race.gif: {reason}" * bool(code))
+    reason = run_child(command)
+    print(f"wrote {race.folder}" + f", but no race.gif: {reason}" * bool(reason))
 
 
 def main() -> None:
     """Hold the race that the command line asks for."""
     race = parse_arguments()
-    for name in ("SIGTERM", "SIGHUP", "SIGBREAK"):  # as Ctrl-C, so that the training is saved
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.default_int_handler)
+    for name in {"SIGTERM", "SIGHUP", "SIGBREAK"} & {*dir(signal)}:  # as Ctrl-C: trainings save
+        signal.signal(getattr(signal, name), signal.default_int_handler)
     try:
-        with FileLock(race.folder.parent / ".lock", timeout=0):
-            record = open_race(race)
-            hold(race, record)
-            report(race, record)
-    except Timeout:
-        raise InputError(f"another race is going on in {race.folder.parent}") from None
+        record = open_race(race)
+        hold(race, record)
+        report(race, record)
     except KeyboardInterrupt:
         print("stopped; what was trained is saved, and the same command continues")
         raise SystemExit(130) from None

@@ -20,7 +20,7 @@ class Generator(nn.Module):
     Args:
         z_dim: length of the noise vector, drawn from N(0, I).
         image_size: side in pixels, a power of two from 16 up.
-        channels: 1 for grey images, 3 for colour.
+        channels: 1 for gray images, 3 for color.
         width: feature maps of the last hidden layer; each layer before it has twice as many.
     """
 
@@ -46,7 +46,7 @@ class Generator(nn.Module):
             nn.Tanh(),
         ]
         self.layers = nn.Sequential(*layers)
-        self.apply(initialise)
+        self.apply(initialize)
 
     def forward(self, z: Tensor) -> Tensor:
         """Map z (B, z_dim) to images (B, C, H, W) in [-1, 1]."""
@@ -62,7 +62,7 @@ class Critic(nn.Module):
 
     Args:
         image_size: side in pixels, a power of two from 16 up.
-        channels: 1 for grey images, 3 for colour.
+        channels: 1 for gray images, 3 for color.
         width: feature maps of the first layer; each layer after it has twice as many.
     """
 
@@ -83,7 +83,7 @@ class Critic(nn.Module):
         # a weighted sum over all maps and pixels that are left
         layers += [nn.Conv2d(width, 1, kernel_size=4, bias=False), nn.Flatten(start_dim=0)]
         self.layers = nn.Sequential(*layers)
-        self.apply(initialise)
+        self.apply(initialize)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, C, H, W) to scores (B,), any numbers: only differences have meaning."""
@@ -91,10 +91,10 @@ class Critic(nn.Module):
 
 
 @torch.no_grad()
-def initialise(module: nn.Module) -> None:
+def initialize(module: nn.Module) -> None:
     """Draw convolution weights from N(0, 0.02) and norm gains from N(1, 0.02); shifts are 0.
 
-    The paper names none; these are the DCGAN's. The gains are centred on 1, as in the
+    The paper names none; these are the DCGAN's. The gains are centered on 1, as in the
     authors' code: around 0 every norm layer would all but switch its input off.
     """
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):

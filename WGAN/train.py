@@ -51,7 +51,7 @@ class Config:
     image_size: ImageSize = 64
     """Side of the images in pixels."""
     channels: Channels = "data"
-    """1 for grey, 3 for colour, data for what the images have."""
+    """1 for gray, 3 for color, data for what the images have."""
     batch_size: Count = 64
     """Images in a minibatch, m in Algorithm 1."""
     epochs: Count = 30

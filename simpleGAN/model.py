@@ -17,7 +17,7 @@ class Generator(nn.Module):
     Args:
         z_dim: length of the noise vector, drawn from N(0, I).
         image_size: side in pixels.
-        channels: 1 for grey images, 3 for colour.
+        channels: 1 for gray images, 3 for color.
         width: units of the first hidden layer; the others have 2, 4, 8 and 32 times as many.
     """
 
@@ -31,7 +31,7 @@ class Generator(nn.Module):
             units = factor * width
         layers += [nn.Linear(units, channels * image_size**2), nn.Tanh()]
         self.layers = nn.Sequential(*layers)
-        self.apply(initialise)
+        self.apply(initialize)
 
     def forward(self, z: Tensor) -> Tensor:
         """Map z (B, z_dim) to images (B, C, H, W) in [-1, 1]."""
@@ -47,7 +47,7 @@ class Discriminator(nn.Module):
 
     Args:
         image_size: side in pixels.
-        channels: 1 for grey images, 3 for colour.
+        channels: 1 for gray images, 3 for color.
         width: units of the last hidden layer; those before it have 2, 4, 8 and 32 times as many.
         dropout: share of a layer's units that are left out at random while training.
     """
@@ -65,7 +65,7 @@ class Discriminator(nn.Module):
             units = factor * width
         layers += [nn.Linear(units, 1), nn.Flatten(start_dim=0)]
         self.layers = nn.Sequential(*layers)
-        self.apply(initialise)
+        self.apply(initialize)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, C, H, W) to logits (B,): above 0 means more likely real."""
@@ -73,7 +73,7 @@ class Discriminator(nn.Module):
 
 
 @torch.no_grad()
-def initialise(module: nn.Module) -> None:
+def initialize(module: nn.Module) -> None:
     """Draw weights that keep signals their size through ReLU layers (He et al. 2015).
 
     Torch's own first weights shrink them at each of six layers: whatever z is, the first

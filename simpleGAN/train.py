@@ -6,7 +6,7 @@ Run:   python train.py                        full size: for a GPU
 Read:  discriminator_step, generator_step, train.
 
 Departures from the paper (its section 5 and Algorithm 1; the authors' mnist.yaml):
-  1. Optimiser: Adam with step size 5e-5; theirs: momentum 0.5 rising to 0.7, step size 0.1.
+  1. Optimizer: Adam with step size 5e-5; theirs: momentum 0.5 rising to 0.7, step size 0.1.
   2. Generator's loss: -log D(G(z)), which section 3 advises and their code has; Algorithm 1
      has log(1 - D(G(z))), here with --minimax.
   3. Minibatch: 64 images; their code: 100.
@@ -61,7 +61,7 @@ class Config:
     k: Count = 1
     """Discriminator updates for each generator update, k in Algorithm 1."""
     minimax: bool = False
-    """Let the generator minimise log(1 - D(G(z))), as in Algorithm 1, instead of -log D(G(z))."""
+    """Let the generator minimize log(1 - D(G(z))), as in Algorithm 1, instead of -log D(G(z))."""
     dropout: Share = 0.3
     """Share of the discriminator's hidden units left out at random."""
     g_width: Width = 128
@@ -73,7 +73,7 @@ class Config:
     image_size: ImageSize = 64
     """Side of the images in pixels."""
     channels: Channels = "data"
-    """1 for grey, 3 for colour, data for what the images have."""
+    """1 for gray, 3 for color, data for what the images have."""
     batch_size: Count = 64
     """Images in a minibatch, m in Algorithm 1."""
     epochs: Count = 50

@@ -530,7 +530,10 @@ class Run:
         rng = torch.Generator().manual_seed(stream_seed(config.seed, 0))
         self.fixed_z = torch.randn(64, config.z_dim, generator=rng).to(device)
         networks = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
-        kind = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        kind = (
+            f"{platform.processor() or platform.machine()}, {threads} thread{'s' * (threads > 1)}"
+        )
         if device.type == "cuda":
             kind = torch.cuda.get_device_name(device)
         self.facts = {

@@ -1,5 +1,6 @@
 """What the tests share: loading a model folder by path, and tiny trainings."""
 
+import csv
 import importlib
 import os
 import subprocess
@@ -7,8 +8,10 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 TOP = Path(__file__).resolve().parent.parent
 FOLDERS = ("simpleGAN", "DCGAN", "WGAN", "WGAN-GP")
@@ -77,6 +80,43 @@ def run_script(script: Path, *arguments, cwd=None, **environment) -> subprocess.
         text=True,
         timeout=180,
     )
+
+
+def rows_of(run: Path, *but: str) -> list[dict[str, str]]:
+    """Read metrics.csv without some columns."""
+    with open(run / "metrics.csv", newline="") as file:
+        return [{k: v for k, v in row.items() if k not in but} for row in csv.DictReader(file)]
+
+
+def checkpoint_of(run: Path) -> dict:
+    """Read the last checkpoint."""
+    return torch.load(run / "checkpoint.pt", weights_only=True)
+
+
+def assert_equal(one: Path, other: Path) -> None:
+    """Assert that two runs hold the same but for times and settings."""
+    assert rows_of(one, "seconds") == rows_of(other, "seconds")
+    states, files = [], []
+    for run in (one, other):
+        kept = [run / "generator.safetensors", *sorted((run / "frames").iterdir())]
+        files.append([(file.name, file.read_bytes()) for file in kept])
+        states.append(checkpoint_of(run))
+        del states[-1]["seconds"], states[-1]["settings"]
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+    assert files[0] == files[1]
+
+
+def write_images(folder: Path, images) -> Path:
+    """Write images, uint8 (N, H, W, C), as 0.png, 1.png and so on."""
+    folder.mkdir(parents=True)
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{i}.png")
+    return folder
+
+
+def noise_images(*shape: int) -> np.ndarray:
+    """Draw images, uint8 (N, H, W, C), that no two are alike."""
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
 @pytest.fixture(params=FOLDERS)

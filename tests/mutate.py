@@ -63,6 +63,7 @@ QUIET = {
     "say",
     "tqdm",
     "tqdm.write",
+    "ctypes.CDLL(None).mallopt",
     "bar.update",
     "TypeVar",
 }  # calls that only people notice
@@ -381,6 +382,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("targets", nargs="*", default=TARGETS, metavar="FOLDER/FILE.py")
     parser.add_argument("--lines", default="1-99999", metavar="FIRST-LAST", help="these alone")
+    parser.add_argument(
+        "--every", type=int, default=1, metavar="N", help="a sample: each N-th mutant"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="mutants at a time (default: 2)")
     parser.add_argument("--tests", nargs="+", default=TESTS, metavar="tests/test_x.py")
     parser.add_argument("--skip-functions", nargs="*", default=SKIP_FUNCTIONS, metavar="NAME")
@@ -404,7 +408,7 @@ def main() -> None:
             for file in args.targets
             for mutant in mutants(file, (top / file).read_bytes(), args.skip_functions)
             if first <= mutant.line <= last
-        ]
+        ][:: args.every]
         tests = run_unchanged(top, args.targets, args.tests)
         begin = time.monotonic()
         survivors, late = run(todo, top, tests, args.jobs)

@@ -14,7 +14,7 @@ from conftest import FOLDERS, TOP, load
 COPIES = ("utils.py", "data.py")
 SHARED_NETWORKS = {  # class or function of model.py: the folders where it is meant to be the same
     "Generator": ("DCGAN", "WGAN", "WGAN-GP"),
-    "initialise": ("WGAN", "WGAN-GP"),
+    "initialize": ("WGAN", "WGAN-GP"),
 }
 SHARED_FIELDS = [
     *("data", "data_dir", "hold_out", "image_size", "channels", "epochs", "max_steps"),
@@ -28,22 +28,15 @@ HELP_MAY_DIFFER = {"lr", "batch_size", "g_width", "d_width"}  # they name the pa
 def complaint(name: str, texts: dict[str, str]) -> str:
     """Say which folder is the odd one, how it differs and how to mend it."""
     common = Counter(texts.values()).most_common(1)[0][0]
-    like = [folder for folder in texts if texts[folder] == common]
+    first, *others = [folder for folder in texts if texts[folder] == common]
     lines = []
     for odd in (folder for folder in texts if texts[folder] != common):
-        diff = difflib.unified_diff(
-            common.splitlines(),
-            texts[odd].splitlines(),
-            f"{like[0]}/{name}",
-            f"{odd}/{name}",
-            lineterm="",
-        )
+        pair = common.splitlines(), texts[odd].splitlines(), f"{first}/{name}", f"{odd}/{name}"
         lines += [
-            f"{name} must be the same in every model folder.",
-            f"{odd} differs from {', '.join(like)}.",
-            f"To spread the change:    for d in {' '.join(like)}; do cp {odd}/{name} $d/; done",
-            f"To take the copy back:   cp {like[0]}/{name} {odd}/",
-            *diff,
+            f"{odd}/{name} differs from that of {', '.join([first, *others])}.",
+            f"Spread it:    for d in {' '.join([first, *others])}; do cp {odd}/{name} $d/; done",
+            f"Take it back: cp {first}/{name} {odd}/",
+            *difflib.unified_diff(*pair, lineterm=""),
         ]
     return "\n".join(lines)
 
@@ -56,7 +49,7 @@ def test_support_files_are_the_same_everywhere(name):
 
 def test_the_complaint_names_the_odd_folder_and_both_remedies():
     text = complaint("utils.py", {"a": "1\n", "b": "1\n", "c": "2\n"})
-    assert "c differs from a, b" in text
+    assert "c/utils.py differs from that of a, b" in text
     assert "for d in a b; do cp c/utils.py $d/; done" in text
     assert "cp a/utils.py c/" in text
     assert "-1" in text and "+2" in text

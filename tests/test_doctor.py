@@ -39,7 +39,8 @@ def write(tmp_path):
         for name, changes in (("run.json", facts), ("parameters.json", settings)):
             record = json.loads((TOP / "results" / model / "quick-faces" / name).read_text())
             (run / name).write_text(json.dumps(record | dict(changes)))
-        table = {"step": np.linspace(step / n, step, n).round()} | HEALTHY[model] | columns
+        table = {"step": np.linspace(step / n, step, n).round(), "images": 0, "seconds": 0}
+        table |= HEALTHY[model] | columns
         rows = np.transpose([np.broadcast_to(column, n) for column in table.values()])
         lines = [",".join(table), *(",".join(f"{x:.6g}" for x in row) for row in rows)]
         (run / "metrics.csv").write_text("\n".join(lines) + "\n")
@@ -99,7 +100,7 @@ def test_runs_on_record_are_healthy_however_far_they_have_got(record, tmp_path):
     ],
 )  # fmt: skip
 def test_problems_of_curves(write, model, settings, columns, name, evidence, advice):
-    (finding,) = doctor.findings(write(model, settings=settings, **columns))
+    (finding,) = found(write(model, settings=settings, **columns))[0].values()
     assert (finding.name, finding.evidence[0], finding.advice) == (name, evidence, advice)
     assert finding.evidence[1:] == ["loss_g = 7.1 (above 7)"] * (name == WON)
 
@@ -110,7 +111,7 @@ JUST_SHORT += [("simpleGAN", WINS | {"loss_d": 0.051}), ("WGAN", {"clipped": 0.7
 
 @pytest.mark.parametrize(("model", "columns"), [*JUST_SHORT, ("WGAN-GP", {"penalty": 0.48})])
 def test_curves_just_short_of_a_problem(write, model, columns):
-    assert not doctor.findings(write(model, **columns))
+    assert not found(write(model, **columns))[0]
 
 
 @pytest.mark.parametrize(("rows", "last", "sick"), [(40, 10, 6), (40, 10, 4), (5, 3, 2), (5, 3, 1)])
@@ -136,13 +137,13 @@ def test_what_cannot_be_judged_and_why(write):
 
 def test_a_row_that_is_being_written_is_left_out_and_a_damaged_file_is_named(write):
     run = write("WGAN", 4)
-    for text in ("90000,1", "\n"):
+    for text in ("90000,x", "\n"):
         assert not found(run)[0]
         with open(run / "metrics.csv", "a") as file:
             file.write(text)
     done = subprocess.run([sys.executable, TOP / "doctor.py", run], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"doctor.py: error: {run / 'metrics.csv'} is damaged\n"
+    assert done.stderr.startswith(f"doctor.py: error: {run / 'metrics.csv'} is damaged")
 
 
 def test_a_divergence_counts_until_the_run_goes_on(write):
@@ -193,13 +194,13 @@ def test_samples_that_are_alike_or_come_twice(write, monkeypatch, contrast, blen
     samples = np.concatenate([first, (1 - blend) * first + blend * other]).round()
     (mean, near), (real_mean, real_near) = spread(samples), spread(real)
     expected = {"variety": mean / real_mean, "nearest": near / mean / (real_near / real_mean)}
-    # with blocks of one colour in place of pixels, nothing is rounded
+    # with blocks of one color in place of pixels, nothing is rounded
     real, samples = (x.astype(np.uint8).repeat(2, 1).repeat(2, 2) for x in (real, samples))
 
     def judged(step=6000, trained=256, **changes):
         about = {"step": step, "arguments": {"z_dim": 8, "image_size": 16}}
         monkeypatch.setattr(runs, "load_generator", lambda run: (None, about))
-        monkeypatch.setattr(runs, "load_images", lambda run: (real[:trained], real[:0]))
+        monkeypatch.setattr(runs, "load_images", lambda run, more_faces: (real[:trained], []))
         parts = np.array_split(samples, 7)
         monkeypatch.setattr(doctor, "draw", lambda _, zs, batch: parts * (len(list(zs)) == 256))
         return found(write(**changes))
@@ -221,7 +222,7 @@ def test_the_saved_generator_draws(write, monkeypatch):
     arguments = {"z_dim": 8, "image_size": 16, "channels": 3, "width": 4}
     generator = runs.load_file_of("simpleGAN", "model").Generator(**arguments)
     real = (generator(torch.randn(300, 8)) * 127.5 + 127.5).byte().movedim(1, 3).numpy()
-    monkeypatch.setattr(runs, "load_images", lambda run: (real, real[:0]))
+    monkeypatch.setattr(runs, "load_images", lambda run, more_faces: {0: (real, [])}[more_faces])
     about = {"format": 1, "model": "simpleGAN", "step": 9000, "arguments": arguments}
     run = write("simpleGAN")
     for shade, problems in ((1, []), (0, [COLLAPSED])):
@@ -246,15 +247,5 @@ def test_the_report_and_the_command_to_train_again(write, tmp_path, monkeypatch,
         assert shlex.split(lines[8].partition(": ")[2]) == ["cd", str(folder), "&&", *again]
         assert lines[-1].startswith("Not judged: generator has collapsed: ")
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
-
-
-def test_without_a_name_the_newest_run_of_every_folder(write, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(runs, "TOP", tmp_path)
-    with pytest.raises(runs.InputError, match="no run yet"):
-        report(monkeypatch, capsys)
-    for folder, name, started in (("x", "old", "1"), ("x", "new", "2"), ("y", "one", "1")):
-        write(run=tmp_path / folder / "tensorboard" / "runs" / name, facts={"started": started})
-        (tmp_path / folder / "train.py").touch()
-    text = report(monkeypatch, capsys)
-    assert [name in text for name in ("DCGAN old", "DCGAN new", "DCGAN one")] == [0, 1, 1]
-    assert text.count("No problems found in what could be judged.") == 2
+    last = report(monkeypatch, capsys, own, write("WGAN")).splitlines()
+    assert last[-2] == "No problems found in what could be judged."

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TOP, load
+from conftest import ENVIRONMENT, TOP, assert_equal, load, noise_images, write_images
 from PIL import Image
 from safetensors.torch import save_file
 from tqdm import tqdm
@@ -31,8 +31,7 @@ import runs
 resource = pytest.importorskip("resource")  # Windows has neither limits nor forks
 TINY = "--image-size 16 --g-width 4 --d-width 4 --z-dim 8 --batch-size 8 --device cpu "
 TINY += "--log-every 1 --frame-every 2 --checkpoint-every 3 --epochs 1000"
-ALONE = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-IMAGES = np.random.default_rng(0).integers(0, 256, (24, 20, 20, 3), np.uint8)
+IMAGES = noise_images(24, 20, 20, 3)
 
 
 def encoded(image: np.ndarray, kind="PNG") -> bytes:
@@ -44,9 +43,7 @@ def encoded(image: np.ndarray, kind="PNG") -> bytes:
 @pytest.fixture
 def flags(tmp_path):
     """Write 24 images, and return the flags of a tiny training on them."""
-    (tmp_path / "p").mkdir()
-    for i, image in enumerate(IMAGES):
-        (tmp_path / "p" / f"{i}.png").write_bytes(encoded(image))
+    write_images(tmp_path / "p", IMAGES)
     places = {"--data": "p", "--data-dir": "data", "--runs-dir": "runs"}
     return TINY.split() + [f"{flag}={tmp_path / name}" for flag, name in places.items()]
 
@@ -123,22 +120,6 @@ def kill_at_write(count: int) -> None:
     sys.addaudithook(watch)
 
 
-def assert_equal(one: Path, other: Path) -> None:
-    """Assert that two runs hold the same but for times and settings, and nothing is left over."""
-    states = [torch.load(run / "checkpoint.pt", weights_only=True) for run in (one, other)]
-    for state in states:
-        del state["seconds"], state["settings"]
-    torch.testing.assert_close(*states, rtol=0, atol=0)
-    held = []
-    for run in (one, other):
-        frames = {file.name: file.read_bytes() for file in (run / "frames").iterdir()}
-        lines = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]
-        rows = [line[:3] + line[4:] for line in lines]
-        held.append(((run / "generator.safetensors").read_bytes(), frames, rows))
-    assert held[0] == held[1]
-    assert {path.name for path in other.rglob(".*")} == {".lock"}
-
-
 def test_a_run_killed_at_any_moment_ends_like_one_that_was_not(flags):
     rng, codes = random.Random(0), []
     whole = train(flags, "--max-steps 40 --name whole")
@@ -155,7 +136,8 @@ def test_a_run_killed_at_any_moment_ends_like_one_that_was_not(flags):
             assert_equal(whole, whole.with_name("cut"))
             shutil.rmtree(whole.with_name("cut"))
     assert codes.count((-9, True)) > 2 and codes.count((-9, False)) > 2
-    assert_equal(whole, go_on(flags, 40))
+    assert_equal(whole, run := go_on(flags, 40))
+    assert {path.name for path in run.rglob(".*")} == {".lock"}  # nothing half written is left
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -185,7 +167,7 @@ def test_a_signal_ends_a_step_and_two_end_at_once(flags, number, tmp_path, capsy
 @pytest.mark.parametrize("module", ["dataclasses", "torch.nn", "filelock"])
 def test_ctrl_c_while_modules_are_imported_shows_no_traceback(module):
     command = [sys.executable, "-X", "importtime", TOP / "DCGAN" / "train.py"]
-    with subprocess.Popen(command, env=ALONE, stderr=subprocess.PIPE, text=True) as training:
+    with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as training:
         while not training.stderr.readline().endswith(f" {module}\n"):
             assert training.poll() is None
         training.send_signal(signal.SIGINT)
@@ -306,7 +288,7 @@ def test_scripts_name_a_damaged_file(script, name, flags, tmp_path, capsys, monk
     monkeypatch.setattr(sys, "argv", [f"{script}.py", str(run)])
     save_file({"weight": torch.zeros(3)}, tmp_path / "foreign")
     whole, bomb = (run / name).read_bytes(), pickle.dumps(Bomb(tmp_path / "executed"))
-    for content in (*JUNK, bomb, whole[:-9], (tmp_path / "foreign").read_bytes()):
+    for content in (*JUNK, b"{}", bomb, whole[:-9], (tmp_path / "foreign").read_bytes()):
         (run / name).write_bytes(content)
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended, runs.plain_errors():

@@ -1,28 +1,15 @@
 """Six steps of each train.py against the same algorithm written from the paper."""
 
-import csv
+from dataclasses import asdict
 
 import numpy as np
 import oracles
 import pytest
 import torch
-from conftest import FOLDERS, train
-from PIL import Image
+from conftest import FOLDERS, checkpoint_of, load, rows_of, train, write_images
 
 STEPS = 6
 TOLERANCE = 0.1
-SHARED = {"z_dim": 100, "batch_size": 64, "seed": 0, "hold_out": 0, "image_size": 16, "channels": 3}
-WIDTHS = {"g_width": 64, "d_width": 64}
-DEFAULTS = {  # design: the user's settings; where a flag is not given, this is what runs
-    "simpleGAN": SHARED
-    | {"z_dim": 64, "g_width": 128, "d_width": 128, "lr": 5e-5, "beta1": 0.9, "beta2": 0.999}
-    | {"k": 1, "minimax": False, "dropout": 0.3},
-    "DCGAN": SHARED | {"g_width": 128, "d_width": 64, "lr": 5e-5, "beta1": 0.5, "beta2": 0.999},
-    "WGAN": SHARED | WIDTHS | {"lr": 5e-5, "n_critic": 5, "clip_value": 0.01},
-    "WGAN-GP": SHARED
-    | WIDTHS
-    | {"lr": 1e-4, "beta1": 0.0, "beta2": 0.9, "n_critic": 5, "lambda_gp": 10.0},
-}
 OTHERS = {"z_dim": 6, "g_width": 3, "d_width": 5, "batch_size": 7, "seed": 11, "hold_out": 9}
 OTHERS |= {"image_size": 32, "channels": 1, "lr": 3e-3}
 ADAM = {"beta1": 0.6, "beta2": 0.95}
@@ -37,14 +24,12 @@ CASES += [
 
 
 @pytest.fixture(scope="module")
-def colours(tmp_path_factory):
+def colors(tmp_path_factory):
     """Eighty noisy images of both sizes, which no scaling touches."""
     folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(1)
     for size, count in ((16, 80), (32, 34)):
-        (folder / str(size)).mkdir()
-        for i in range(count):
-            pixels = rng.integers(0, 256, (size, size, 3)) // (1 + i % 3)
-            Image.fromarray(pixels.astype(np.uint8)).save(folder / str(size) / f"{i}.png")
+        images = [rng.integers(0, 256, (size, size, 3)) // (1 + i % 3) for i in range(count)]
+        write_images(folder / str(size), np.array(images, np.uint8))
     return folder
 
 
@@ -70,13 +55,14 @@ def check(saved, network, first):
 
 
 @pytest.mark.parametrize("folder, changes", CASES, ids=lambda x: x if isinstance(x, str) else "")
-def test_six_steps_are_the_papers(folder, changes, colours, tmp_path):
-    settings = DEFAULTS[folder] | changes
+def test_six_steps_are_the_papers(folder, changes, colors, tmp_path):
+    defaults = asdict(load(folder).train.Config())  # which test_algorithm.py pins
+    settings = defaults | {"image_size": 16, "channels": 3} | changes
     side, channels = settings["image_size"], settings["channels"]
-    files = oracles.image_order((colours / str(side)).glob("*.png"))
+    files = oracles.image_order((colors / str(side)).glob("*.png"))
     images = oracles.stack(files, side, channels)[: len(files) - settings["hold_out"]]
 
-    where = {"data": colours / str(side), "data_dir": tmp_path, "runs_dir": tmp_path / "runs"}
+    where = {"data": colors / str(side), "data_dir": tmp_path, "runs_dir": tmp_path / "runs"}
     limits = {"max_steps": STEPS} if changes == {"image_size": 16} else {"epochs": 2}
     every = {"log_every": 4, "device": "cpu", "precision": "fp32"}
     run = train(folder, changes | where | limits | every)
@@ -88,7 +74,7 @@ def test_six_steps_are_the_papers(folder, changes, colours, tmp_path):
 
     *networks, rows = oracle(STEPS)
     *first, _ = oracle(0)
-    state = torch.load(run / "checkpoint.pt", weights_only=True)
+    state = checkpoint_of(run)
     assert state["step"] == STEPS
     other = "critic" if folder.startswith("WGAN") else "discriminator"
     updates = settings.get("n_critic", settings.get("k", 1))
@@ -98,8 +84,7 @@ def test_six_steps_are_the_papers(folder, changes, colours, tmp_path):
     for count in check(state[other], *opponents):
         assert count == STEPS * (2 * updates + 1)
 
-    with open(run / "metrics.csv", newline="") as file:
-        logged = list(csv.DictReader(file))
+    logged = rows_of(run)
     assert [row["step"] for row in logged] == ["4", "6"]
     for row, steps in zip(logged, (rows[:4], rows[4:]), strict=True):
         assert set(row) == {"step", "epoch", "images", "seconds", *steps[0]}

@@ -1,6 +1,5 @@
 """Several processes under torchrun, over Gloo: against the oracle, one that dies, resuming."""
 
-import csv
 import json
 import subprocess
 import sys
@@ -11,8 +10,18 @@ import oracles
 import psutil
 import pytest
 import torch
-from conftest import ENVIRONMENT, TINY, TOP, flags_of, load
-from PIL import Image
+from conftest import (
+    ENVIRONMENT,
+    TINY,
+    TOP,
+    assert_equal,
+    checkpoint_of,
+    flags_of,
+    load,
+    noise_images,
+    rows_of,
+    write_images,
+)
 
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
@@ -42,11 +51,7 @@ def two(tiny):
 
 def test_two_processes_are_the_oracle_with_twice_the_batch(tiny, tmp_path):
     """Each draws noise from a stream of its own; all start from the weights of the first."""
-    rng = np.random.default_rng(3)
-    (tmp_path / "images").mkdir()
-    for i in range(27):
-        pixels = rng.integers(0, 256, (16, 16, 3)).astype(np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "images" / f"{i}.png")
+    write_images(tmp_path / "images", noise_images(27, 16, 16, 3))
     own = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "k": 2, "dropout": 0.0, "seed": 5}
     where = {"data": tmp_path / "images", "name": "run", "max_steps": 6}
     said = finish(start("simpleGAN", tiny | own | where | {"batch_size": 4}))
@@ -66,14 +71,13 @@ def test_two_processes_are_the_oracle_with_twice_the_batch(tiny, tmp_path):
     settings = TINY | own | {"minimax": False, "channels": 3}
     *networks, rows = oracles.simple_gan(pairs, settings, 6, noise, rngs)
     run = tmp_path / "runs" / "run"
-    state = torch.load(run / "checkpoint.pt", weights_only=True)
+    state = checkpoint_of(run)
     for name, network in zip(("generator", "discriminator"), networks, strict=True):
         tensors = [tensor for layer in network for tensor in layer]
         for (key, saved), expected in zip(state[name].items(), tensors, strict=True):
             torch.testing.assert_close(saved, expected.detach(), rtol=1e-2, atol=2e-4, msg=key)
-    with open(run / "metrics.csv", newline="") as file:
-        logged = list(csv.DictReader(file))
-    for row, (one, other) in zip(logged, zip(rows[::2], rows[1::2], strict=True), strict=True):
+    pairs = zip(rows[::2], rows[1::2], strict=True)
+    for row, (one, other) in zip(rows_of(run), pairs, strict=True):
         assert int(row["images"]) == int(row["step"]) * 2 * 8
         assert float(row["epoch"]) == pytest.approx(int(row["step"]) / 3, abs=1e-4)
         for name in one:
@@ -87,13 +91,10 @@ def test_a_resumed_run_of_two_equals_an_uninterrupted_one(two):
     finish(whole)
     finish(start("DCGAN", two | {"max_steps": 8, "resume": "part"}))
     runs = [load("DCGAN").utils.runs_folder(two["runs_dir"]) / name for name in ("whole", "part")]
-    one, other = (torch.load(run / "checkpoint.pt", weights_only=True) for run in runs)
-    for state in (one, other):
-        del state["seconds"], state["settings"]
-    torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert_equal(*runs)
     assert json.loads((runs[1] / "run.json").read_text())["processes"] == 2
     alone = start("DCGAN", two | {"max_steps": 10, "resume": "part"}, [sys.executable])
-    said, _ = alone.communicate(timeout=60)
+    said, _ = alone.communicate(timeout=180)
     assert alone.returncode == 2 and "by 2 processes and now there are 1" in said
 
 
@@ -113,8 +114,7 @@ def test_a_process_that_dies_ends_all_with_the_reason(two, tmp_path):
     assert training.returncode != 0
     assert "another of 2 processes has ended" in said and 'train.py", line' not in said
     assert not any(process.is_running() for process in others)
-    state = torch.load(tmp_path / "runs" / "run" / "checkpoint.pt", weights_only=True)
-    assert state["step"] >= 2
+    assert checkpoint_of(tmp_path / "runs" / "run")["step"] >= 2
 
 
 def test_a_signal_to_one_stops_all_at_one_step_and_prints_how_to_resume(two, tmp_path):
@@ -123,21 +123,7 @@ def test_a_signal_to_one_stops_all_at_one_step_and_prints_how_to_resume(two, tmp
     wait_for(run / "frames" / "000004.png", training)
     psutil.Process(training.pid).children()[1].terminate()
     said, _ = training.communicate(timeout=90)
-    step = torch.load(run / "checkpoint.pt", weights_only=True)["step"]
+    step = checkpoint_of(run)["step"]
     resume = "torchrun --standalone --nproc-per-node=2 " + str(TOP / "DCGAN" / "train.py")
     assert said.count("stopped     after") == 1 and "has ended" not in said
     assert f"after {step:,} steps, which are saved; to resume: {resume} --resume run" in said
-
-
-def test_auto_takes_no_apple_gpu_for_several_processes(monkeypatch):
-    """Gloo has no operations for MPS."""
-    files = load("DCGAN")
-    mps = torch.device("mps")
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: mps)
-    monkeypatch.setattr(files.utils.dist, "init_process_group", lambda *_, **__: None)
-    config = files.train.Config()
-    device, config = files.utils.set_up(config)
-    assert device == mps and config.precision == "fp32"
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert files.utils.set_up(config)[0] == torch.device("cpu")

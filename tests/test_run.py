@@ -1,19 +1,31 @@
 """The run folder and the program: what is written, exact resuming, signals, and messages."""
 
-import csv
+import io
 import json
 import math
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 import torch
-from conftest import ENVIRONMENT, FOLDERS, TINY, TOP, flags_of, load, run_script, train
+from conftest import (
+    ENVIRONMENT,
+    FOLDERS,
+    TINY,
+    TOP,
+    assert_equal,
+    checkpoint_of,
+    flags_of,
+    load,
+    noise_images,
+    rows_of,
+    run_script,
+    train,
+    write_images,
+)
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -25,11 +37,6 @@ OWN_COLUMNS = {
     "WGAN": ["wasserstein", "clipped"],
     "WGAN-GP": ["wasserstein", "penalty", "slope"],
 }
-
-
-def rows_of(run, *but):
-    with open(run / "metrics.csv", newline="") as file:
-        return [{k: v for k, v in row.items() if k not in but} for row in csv.DictReader(file)]
 
 
 def frames_of(run):
@@ -46,23 +53,8 @@ def facts_of(run):
     return json.loads((run / "run.json").read_text())
 
 
-def checkpoint_of(run, name="checkpoint.pt"):
-    return torch.load(run / name, weights_only=True)
-
-
 def weights(run):
     return (run / "generator.safetensors").read_bytes()
-
-
-def same_run(one, other):
-    """Compare all that a run leaves behind but its times."""
-    assert weights(one) == weights(other)
-    assert rows_of(one, "seconds") == rows_of(other, "seconds")
-    assert frames_of(one) == frames_of(other)
-    states = checkpoint_of(one), checkpoint_of(other)
-    for state in states:
-        del state["seconds"], state["settings"]
-    torch.testing.assert_close(*states, rtol=0, atol=0)
 
 
 # ---- What a run holds ----
@@ -157,15 +149,13 @@ def test_streams_of_random_numbers_are_independent(files):
 
 def test_parameters_repeat_the_run_from_another_folder(files, tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "images").mkdir()
-    for i in range(9):
-        Image.new("RGB", (16, 16), (i, 2 * i, 90)).save(tmp_path / "images" / f"{i}.png")
+    write_images(tmp_path / "images", noise_images(9, 16, 16, 3))
     own = {"data": "images", "data_dir": "cache", "runs_dir": "one", "name": "first"}
     first = train(files.folder, tiny | own)
     monkeypatch.chdir("/")
     again = {"config": first / "parameters.json", "runs_dir": tmp_path / "two", "name": "second"}
     second = train(files.folder, again)
-    same_run(first, second)
+    assert_equal(first, second)
     assert (tmp_path / "cache").exists()
     done = run_script(
         TOP / files.folder / "train.py", "--resume=first", f"--runs-dir={tmp_path / 'one'}",
@@ -197,7 +187,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("killed_at", [3, 4, 7])
 def test_a_killed_run_continues_as_if_nothing_had_happened(files, tiny, monkeypatch, killed_at):
-    settings = tiny | {"max_steps": 9, "log_every": 3, "frame_every": 1, "checkpoint_every": 4}
+    settings = tiny | {"max_steps": 9, "log_every": 2, "frame_every": 1, "checkpoint_every": 3}
     whole = train(files.folder, settings | {"name": "whole"})
     step, calls = files.train.generator_step, []
 
@@ -212,7 +202,7 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(files, tiny, monkeypa
         train(files.folder, settings | {"name": "killed"})
     monkeypatch.setattr(files.train, "generator_step", step)
     resumed = train(files.folder, settings | {"resume": "killed"})
-    same_run(whole, resumed)
+    assert_equal(whole, resumed)
     for tag in ("loss_d", "loss_g"):
         ours, theirs = (
             [(e.step, e.value) for e in events_of(r).Scalars(tag)] for r in (whole, resumed)
@@ -226,9 +216,24 @@ def test_a_run_can_be_extended_and_takes_the_newest(tiny):
     part = train("WGAN-GP", tiny | {"name": "part", "max_steps": 4})
     resumed = train("WGAN-GP", {"resume": "latest", "runs_dir": tiny["runs_dir"], "max_steps": 6})
     assert resumed == part
-    same_run(whole, part)
+    assert_equal(whole, part)
     assert facts_of(part)["started"] < facts_of(part)["finished"]
     assert json.loads((part / "parameters.json").read_text())["max_steps"] == 6
+
+
+def test_a_run_resumes_elsewhere_on_the_same_images(tiny, tmp_path):
+    for i in range(9):
+        noise = np.random.default_rng(i).integers(0, 256, (16, 16, 3), np.uint8)
+        (tmp_path / "here").mkdir(exist_ok=True)
+        Image.fromarray(noise).save(tmp_path / "here" / f"{i}.png")
+    settings = tiny | {"data": str(tmp_path / "here"), "max_steps": 0, "epochs": 4}
+    whole = train("WGAN-GP", settings | {"name": "whole", "epochs": 6})
+    run = train("WGAN-GP", settings | {"name": "run", "max_seconds": 99.0})
+    (tmp_path / "here").rename(tmp_path / "there")
+    now = {"data": str(tmp_path / "there"), "data_dir": str(tmp_path / "other"), "device": "auto"}
+    now |= {"graphs": False, "epochs": 6, "max_seconds": 100.0, "max_steps": 7}
+    train("WGAN-GP", {"resume": "run", "runs_dir": tiny["runs_dir"]} | now)
+    assert_equal(whole, run)
 
 
 def test_time_is_a_limit_that_can_grow(tiny, monkeypatch):
@@ -257,10 +262,7 @@ def test_contradictions_are_refused_and_each_is_listed(files, tiny):
 
 
 def test_other_images_are_refused(tiny, tmp_path):
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for i in range(8):
-        Image.new("RGB", (16, 16), (i, 0, 0)).save(folder / f"{i}.png")
+    folder = write_images(tmp_path / "images", noise_images(8, 16, 16, 3))
     train("DCGAN", tiny | {"data": folder, "name": "run", "max_steps": 2})
     Image.new("RGB", (16, 16), (99, 0, 0)).save(folder / "0.png")
     with pytest.raises(load("DCGAN").utils.InputError, match="images are not those"):
@@ -320,21 +322,13 @@ def test_what_is_not_finite_ends_the_run_with_a_good_checkpoint(files, tiny, mon
 BAD_INPUT = [
     (["--config", "CWD/broken.json"], "broken.json: --epoch: unknown"),
     (["--data", "CWD/nowhere"], "nowhere"),
-    (["--data", "CWD/empty"], "empty: no image in it"),
-    (["--data", ""], "--data ''"),
-    (["--data", "CWD/text.zip"], "text.zip"),
-    (["--batch-size", "10001"], "10000 images are fewer than --batch-size 10001"),
     (["--device", "toaster"], "--device toaster: not available"),
-    (["--name", "taken"], "--name taken"),
 ]
 
 
 @pytest.mark.parametrize("argv, words", BAD_INPUT, ids=str)
 def test_bad_input_gets_one_line_and_leaves_nothing_behind(argv, words, tmp_path, data_dir):
-    (tmp_path / "empty").mkdir()
     (tmp_path / "broken.json").write_text('{"epoch": 1}')
-    (tmp_path / "text.zip").write_text("no")
-    (tmp_path / "runs" / "taken" / "frames").mkdir(parents=True)
     before = sorted(tmp_path.rglob("*"))
     argv = [argument.replace("CWD", str(tmp_path)) for argument in argv]
     where = {"runs_dir": tmp_path / "runs", "data_dir": data_dir}
@@ -352,42 +346,6 @@ def test_main_trains_with_the_flags_and_ends_with_a_line(files, tiny, monkeypatc
     assert ended.value.code == 2
     out, error = capsys.readouterr()
     assert "finished    1 step in" in out and error.startswith("train.py: error: --name a: ")
-
-
-def test_trouble_at_run_time_has_exit_code_1(tmp_path, tiny):
-    (tmp_path / "file").write_text("in the way")
-    settings = tiny | {"runs_dir": tmp_path / "file"}
-    done = run_script(TOP / "DCGAN" / "train.py", *flags_of(settings))
-    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
-    assert str(tmp_path / "file") in done.stderr
-
-
-@pytest.mark.skipif(os.name != "posix", reason="signals")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_prints_the_command_that_resumes(number, tiny, tmp_path):
-    settings = tiny | {"max_steps": 300, "checkpoint_every": 10**6, "name": "run"}
-    command = [sys.executable, "train.py", *flags_of(settings)]
-    process = subprocess.Popen(
-        command, cwd=TOP / "DCGAN", env=ENVIRONMENT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    run = tmp_path / "runs" / "run"
-    end = time.monotonic() + 60
-    while not (run / "frames" / "000004.png").exists():
-        assert time.monotonic() < end and process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + number and not err
-    last, step = out.splitlines()[-1], checkpoint_of(run)["step"]
-    assert f"stopped     after {step:,} steps, which are saved; to resume: python /" in last
-    assert not facts_of(run)["finished"]
-    resume = last.split("to resume: python ")[1].split()
-    done = run_script(*resume, cwd="/")
-    assert done.returncode == 0, done.stderr
-    whole = train("DCGAN", settings | {"name": "whole"})
-    assert weights(run) == weights(whole)
-    assert rows_of(run, "seconds") == rows_of(whole, "seconds")
 
 
 def test_a_name_that_the_terminal_cannot_show_is_escaped(tiny, tmp_path):
@@ -426,13 +384,6 @@ def test_a_long_training_on_a_cpu_says_so_unless_it_is_quick_already(tiny, monke
         assert ("hours on this CPU" in said and "--config quick.json" in said) == told
 
 
-def test_tensorboard_reads_a_resumed_run_without_a_gap(tiny):
-    train("WGAN", tiny | {"name": "run", "max_steps": 4})
-    run = train("WGAN", tiny | {"resume": "run", "max_steps": 8})
-    steps = [event.step for event in events_of(run).Scalars("wasserstein")]
-    assert steps == [2, 4, 6, 8]
-
-
 @pytest.mark.skipif(os.name != "posix", reason="shell scripts")
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_shell_scripts_pass_their_arguments_on(folder, tmp_path):
@@ -445,34 +396,22 @@ def test_shell_scripts_pass_their_arguments_on(folder, tmp_path):
     assert done.returncode == 2 and "--max-steps: must be" in done.stderr
 
 
-@pytest.mark.skipif(os.name != "posix", reason="a terminal")
-def test_the_bar_fits_80_columns_and_knows_max_seconds(tiny):
-    import fcntl
-    import pty
-    import struct
-    import termios
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    settings = tiny | {"max_steps": 0, "max_seconds": 1.5, "log_every": 5, "frame_every": 10**6}
-    command = [sys.executable, TOP / "simpleGAN" / "train.py", *flags_of(settings)]
-    process = subprocess.Popen(
-        command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=theirs, stdin=theirs
-    )
-    os.close(theirs)
-    shown = b""
-    while True:
-        try:
-            part = os.read(ours, 4096)
-        except OSError:  # the other end is closed
-            break
-        if not part:
-            break
-        shown += part
-    assert process.wait() == 0
-    bars = [bar for bar in shown.decode(errors="replace").split("\r") if "loss_g" in bar]
-    (run,) = load("simpleGAN").utils.runs_folder(tiny["runs_dir"]).iterdir()
-    steps = checkpoint_of(run)["step"]
+
+def test_the_bar_fits_80_columns_and_knows_max_seconds(tiny, monkeypatch):
+    terminal, utils = Terminal(), load("simpleGAN").utils
+
+    class Bar(utils.tqdm):
+        def __init__(self, **options):
+            super().__init__(**options | {"file": terminal, "ncols": 80, "dynamic_ncols": False})
+
+    monkeypatch.setattr(utils, "tqdm", Bar)
+    limits = {"max_steps": 0, "max_seconds": 1.5, "log_every": 5, "frame_every": 10**6}
+    steps = checkpoint_of(train("simpleGAN", tiny | limits))["step"]
+    bars = [bar for bar in terminal.getvalue().split("\r") if "loss_g" in bar]
     assert bars and all(len(bar.rstrip("\n")) <= 80 and bar.rstrip().endswith("]") for bar in bars)
     totals = [int(bar.split("/")[1].split()[0]) for bar in bars]
     assert totals[-1] < 3 * steps and "100%" in bars[-1]  # the epochs alone would be 62,500
@@ -498,10 +437,3 @@ def test_a_gpu_is_waited_for_within_the_training_time(tiny, monkeypatch):
         clock[0] += 1
         run.record({"loss_d": torch.tensor(1.0), "loss_g": torch.tensor(1.0)})
     assert [row["seconds"] for row in rows_of(run.path)] == ["9.0", "18.0"]
-
-
-def test_files_of_a_run_can_be_read_by_whom_the_umask_says(tiny):
-    run = train("WGAN", tiny | {"max_steps": 1})
-    mode = (run / "train.log").stat().st_mode
-    for name in ("generator.safetensors", "checkpoint.pt", "parameters.json", "metrics.csv"):
-        assert (run / name).stat().st_mode == mode, name

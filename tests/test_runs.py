@@ -1,7 +1,6 @@
 """runs.py: finding and reading run folders, generators and images."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +12,14 @@ from safetensors.torch import save_file
 
 import runs
 
+RECORD = runs.TOP / "results/WGAN/quick-faces"
+
 
 def write_run(folder, settings=None, **facts):
     folder.mkdir(parents=True)
     facts = {"format": 1, "model": "WGAN", "started": "2026-01-01T09:00:00"} | facts
     (folder / "run.json").write_text(json.dumps(facts))
+    settings = runs.read_json(RECORD / "parameters.json") | (settings or {})
     (folder / "parameters.json").write_text(json.dumps(settings))
     return folder
 
@@ -39,16 +41,30 @@ def test_a_run_is_found_by_path_or_name_or_as_the_newest(top):
     for text, run in (("WGAN", new), (top / "WGAN", new), ("b", old), (old, old), ("my-gan", copy)):
         assert runs.find_run(str(text)) == run
         assert runs.find_weights(str(text)) == (run / "generator.safetensors", run)
+    assert runs.find_runs(["b", "WGAN", str(old)]) == [old, new]
+    assert runs.find_runs([]) == [new]
     write_run(top / "DCGAN/tensorboard/runs/b")
     with pytest.raises(runs.InputError, match=r"^b: several runs"):
         runs.find_run("b")
+
+
+def test_a_damaged_run_is_named_and_hides_no_other(top, capsys):
+    good, *damaged = (write_run(top / "WGAN/tensorboard/runs" / name) for name in "abcde")
+    for run, content in zip(damaged, ("", "[1]", "{}", '{"format": 2}'), strict=True):
+        (run / "run.json").write_text(content)
+    assert runs.runs_in(top / "WGAN") == [runs.find_run("WGAN")] == [good]
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 8 and all(str(run / "run.json") in " ".join(said) for run in damaged)
+    (good / "parameters.json").write_text('{"lr": 1, "epochs": 2}')
+    with pytest.raises(runs.InputError, match=r"parameters.json is damaged \(it lacks data, "):
+        runs.images_per_step(good)
 
 
 def test_a_model_without_runs_has_the_included_weights(top):
     included = (top / "assets/weights/x").rename(top / "assets/weights/WGAN.safetensors")
     for text in ("WGAN", top / "WGAN", "top/WGAN/", included):
         assert runs.find_weights(str(text)) == (included, None)
-    for text, complaint in (("DCGAN", "no run"), ("my-gan", "no run"), ("x/WGAN", "not a run")):
+    for text, complaint in (("DCGAN", "no run"), ("my-gan", "no run"), ("x/y", "not a run")):
         with pytest.raises(runs.InputError, match=f"^{text}: {complaint}"):
             runs.find_weights(text)
 
@@ -63,14 +79,16 @@ def test_facts_that_cannot_be_understood_are_refused(tmp_path):
 
 def test_frames_come_in_order_of_steps(tmp_path):
     (tmp_path / "frames").mkdir()
-    for name in ("1000000.png", "999999.png", "000000.png", "notes.png", "1.gif"):
+    for name in ("1000000.png", "999999.png", "000000.png", "1.gif"):
         (tmp_path / "frames" / name).touch()
     assert [frame.stem for frame in runs.frames_of(tmp_path)] == ["000000", "999999", "1000000"]
 
 
 def test_images_of_a_step_count_every_update_and_process(tmp_path):
     for i, settings, processes in ((80, {"n_critic": 5}, 2), (24, {"k": 3}, 1), (8, {}, 1)):
-        run = write_run(tmp_path / str(i), {"batch_size": 8} | settings, processes=processes)
+        run = write_run(tmp_path / str(i), processes=processes)
+        settings = dict.fromkeys(runs.SETTINGS, 8) | settings
+        (run / "parameters.json").write_text(json.dumps(settings))
         assert runs.images_per_step(run) == i
 
 
@@ -118,23 +136,21 @@ def test_the_images_of_a_run_are_found_by_its_cache_or_again(tmp_path, monkeypat
 
 
 def test_a_run_on_record_has_its_faces_and_others_of_their_kind(tmp_path):
-    record = runs.TOP / "results/WGAN/quick-faces"
-    settings = runs.read_settings(record) | {"data_dir": str(tmp_path)}
-    run = write_run(tmp_path / "run", settings, **runs.read_facts(record))
+    run = write_run(tmp_path / "run", {"data_dir": str(tmp_path)}, **runs.read_facts(RECORD))
     trained, others = ({image.tobytes() for image in images} for images in runs.load_images(run))
     assert (len(trained), len(others)) == (10000, 2500) and not trained & others
+    assert [len(images) for images in runs.load_images(run, more_faces=0)] == [10000, 0]
 
 
-def test_errors_end_in_one_line_and_a_code():
-    for statement, code, line in (
-        ("raise runs.InputError('a:\\n b')", 2, "-c: error: a: b\n"),
-        ("open('x/y')", 1, "-c: error: [Errno 2] No such file or directory: 'x/y'\n"),
-        ("raise KeyboardInterrupt", 130, "-c: error: interrupted\n"),
-        ("print('one line')", 141, ""),  # its reader has left, as `| head` does
+def test_errors_end_in_one_line_and_a_code(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["/top/x.py"])
+    for error, code, line in (
+        (runs.InputError("a:\n b"), 2, "a: b"),
+        (FileNotFoundError(2, "No such file", "x/y"), 1, "[Errno 2] No such file: 'x/y'"),
+        (KeyboardInterrupt(), 130, "interrupted"),
     ):
-        program = [sys.executable, "-c", f"import runs\nwith runs.plain_errors(): {statement}"]
-        reader, writer = os.pipe()
-        os.close(reader)
-        done = subprocess.run(program, stdout=writer, stderr=subprocess.PIPE, cwd=runs.TOP)
-        os.close(writer)
-        assert (done.returncode, done.stderr.decode()) == (code, line)
+        with pytest.raises(SystemExit) as ended, runs.plain_errors():
+            raise error
+        assert (ended.value.code, capsys.readouterr().err) == (code, f"x.py: error: {line}\n")
+    with runs.plain_errors():  # a terminal may not have the letters of a name
+        assert sys.stdout.errors == sys.stderr.errors == "backslashreplace"

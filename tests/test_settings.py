@@ -88,6 +88,7 @@ REFUSED = [
     (["--epochs", "1.5"], "--epochs: must be a positive whole number, not '1.5'"),
     (["--max-steps", "-1"], "--max-steps: must be a whole number from 0 up, not '-1'"),
     (["--max-seconds", "-1"], "--max-seconds: must be a number from 0 up, not '-1'"),
+    (["--max-seconds", "inf"], "--max-seconds: must be a number from 0 up, not 'inf'"),
     (["--seed", "4294967296"], "--seed: must be a whole number from 0 to 4294967295, not"),
     (["--g-width", "16385"], "--g-width: must be a whole number from 1 to 16384, not '16385'"),
     (["--d-width", "0"], "--d-width: must be a whole number from 1 to 16384, not '0'"),

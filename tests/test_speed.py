@@ -1,19 +1,13 @@
 """What makes training fast must not change what is computed."""
 
-import csv
 import json
 
 import numpy as np
 import pytest
 import torch
-from conftest import load, train
+from conftest import load, rows_of, train
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
-
-
-def rows_of(run):
-    with open(run / "metrics.csv", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @needs_cuda
@@ -53,6 +47,49 @@ def test_precision_sets_what_a_gpu_may_round():
 
 
 @pytest.mark.parametrize(
+    "asked, there, count, expected",
+    [
+        ("auto", None, 1, "cpu fp32"),
+        ("auto", "cuda", 1, "cuda tf32"),
+        ("auto", "cuda", 2, "cuda:1 tf32"),  # the second process takes the second GPU
+        ("auto", "mps", 1, "mps fp32"),
+        ("auto", "mps", 2, "cpu fp32"),  # Gloo has no operations for Apple's GPUs
+        ("cpu", "cuda", 1, "cpu fp32"),
+    ],
+)
+def test_a_device_is_chosen_and_a_precision_for_it(monkeypatch, asked, there, count, expected):
+    files, joined = load("DCGAN"), []
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: there is not None)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(there))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", joined.append)
+    monkeypatch.setattr(
+        files.utils.dist, "init_process_group", lambda backend, **_: joined.append(backend)
+    )
+    for name, value in (("WORLD_SIZE", count), ("RANK", count - 1), ("LOCAL_RANK", count - 1)):
+        monkeypatch.setenv(name, str(value))
+    device, config = files.utils.set_up(files.train.Config(device=asked))
+    assert f"{device} {config.precision}" == expected
+    if there == "cuda" and count == 2:
+        assert joined == [torch.device("cuda:1"), "cpu:gloo,cuda:nccl"]
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        with pytest.raises(files.utils.InputError, match="auto: 2 processes, but 1 GPUs"):
+            files.utils.set_up(config)
+    else:
+        assert joined == ["gloo"] * (count - 1)
+
+
+def test_a_device_that_is_not_there_is_refused_in_one_line():
+    files = load("DCGAN")
+    for name in ("toaster", "cuda:99"):
+        with pytest.raises(files.utils.InputError) as caught:
+            files.utils.set_up(files.train.Config(device=name))
+        assert str(caught.value).startswith(f"--device {name}: not available (")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     "feature, chosen", [("avx512_bf16", "bf16"), ("amx_bf16", "bf16"), ("avx2", "fp32")]
 )
 def test_auto_takes_bfloat16_where_a_cpu_has_it(files, tiny, monkeypatch, feature, chosen):
@@ -66,7 +103,7 @@ def test_auto_takes_bfloat16_where_a_cpu_has_it(files, tiny, monkeypatch, featur
     ).read_bytes()
     for name in ("parameters.json", "run.json"):
         assert json.loads((auto / name).read_text())["precision"] == chosen
-    assert f"threads), {chosen}\n" in (auto / "train.log").read_text()
+    assert f"), {chosen}\n" in (auto / "train.log").read_text()
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
     train(files.folder, {"resume": "auto", "runs_dir": tiny["runs_dir"], "max_steps": 3})
     assert json.loads((auto / "parameters.json").read_text())["precision"] == chosen
@@ -84,7 +121,7 @@ def test_chosen_minibatches_keep_their_place_in_memory():
 
 
 def test_networks_are_placed_in_the_layout_that_is_fast(files, tiny, monkeypatch):
-    """Channels last for convolutions, and both optimisers fused where PyTorch can."""
+    """Channels last for convolutions, and both optimizers fused where PyTorch can."""
     seen = {}
 
     class Looked(BaseException):

@@ -30,7 +30,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # it is on by default, and rea
 import gradio as gr
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 import compare
@@ -368,7 +368,7 @@ def watch(name: str | None, position: float, seen: tuple) -> Any:
     last = len(frames) - 1
     at = int(position) if seen[:1] == (name,) and position < seen[2] - 1 else last
     with Image.open(frames[at]) as file:
-        frame = file.convert("RGB")
+        frame = ImageOps.scale(file.convert("RGB"), max(1, 600 // file.width), 0)  # 0: nearest
     slider = gr.Slider(0, max(1, last), at, step=1, label=f"Frame of step {int(frames[at].stem):,}")
     return state, frame, slider, curves(run), (*now[:3], at)
 

@@ -133,7 +133,7 @@ def test_a_training_ends_goes_on_pauses_and_is_explored(here):
     play.resume(name, 100000, "steps")
     until(lambda: len(list(run.glob("frames/*.png"))) > 4 and play.is_training(run))
     state, frame, slider, curves, seen = play.watch(name, 0, ())
-    assert state.startswith("In training") and frame.size == (146, 146) and slider.value == seen[3]
+    assert state.startswith("In training") and frame.size == (584, 584) and slider.value == seen[3]
     assert all(word in curves for word in ("Losses", "Clipped", "critic")) and seen[0] == name
     with pytest.raises(gr.Error, match="in training already"):
         play.resume(name, 5, "steps")

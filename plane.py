@@ -223,7 +223,7 @@ def picture(plane: Plane) -> str:
     tail, way = fake[::2], told[::2] * (0.3 / longest.clamp(min=1e-30))
     left, right = (tail + 0.7 * way + way.flip(1) * torch.tensor(s) for s in SIDES)
     arrows = torch.stack([tail, tail + way, left, tail + way, right], 1)
-    drawn = [(real[:, None], "real", 5), (arrows, "fake", 1), (fake[:, None], "fake", 5)]
+    drawn = [(arrows, "fake", 1), (fake[:, None], "fake", 5), (real[:, None], "real", 4)]
     to_svg = 200 / SIDE * torch.tensor([1, -1])
     svg = "".join(path((200 + lines * to_svg).numpy(), *rest) for lines, *rest in drawn)
     return f"""<div class="plane"><svg class="field" viewBox="0 0 400 400" role="img">

@@ -451,16 +451,23 @@ def reset(shape: str, kind: str, width: float, speed: float, *live: float) -> tu
     return plane, planes.picture(plane), planes.charts(plane)
 
 
+def ready(plane: planes.Plane | None) -> planes.Plane:
+    """Return the training of a page, unless the page is still opening."""
+    if plane is None:
+        raise InputError("The page is still opening. Try again in a moment.")
+    return plane
+
+
 @plainly
 def tune(plane: planes.Plane, kind: str, speed: float, *live: float) -> None:
     """Change settings while it runs."""
-    planes.tune(plane, int(speed), **fields_of(kind, *live))
+    planes.tune(ready(plane), int(speed), **fields_of(kind, *live))
 
 
 @plainly
 def one_step(plane: planes.Plane) -> tuple[str, str]:
     """Take one generator update."""
-    planes.advance(plane, 1)
+    planes.advance(ready(plane), 1)
     return planes.picture(plane), planes.charts(plane)
 
 
@@ -468,7 +475,7 @@ def play(plane: planes.Plane) -> Iterator[tuple[str, str]]:
     """Train and draw until Pause, or until the page is closed."""
     try:
         while True:
-            planes.advance(plane, plane.speed, seconds=0.04)  # for ten pictures a second
+            planes.advance(ready(plane), plane.speed, seconds=0.04)  # for ten pictures a second
             yield planes.picture(plane), planes.charts(plane)
     except InputError as error:
         raise gr.Error(str(error), print_exception=False) from None
@@ -494,9 +501,7 @@ def plane_tab(page: gr.Blocks) -> None:
             info = "Generator updates for each picture. At 1 you can follow single points."
             speed = gr.Slider(1, 50, 5, step=1, label="Speed", info=info)
             info = "Above -2 the points leave the picture; below -4 hardly anything moves."
-            lr = gr.Slider(
-                -5, -1, -3, step=0.1, label="Learning rate, as a power of ten", info=info
-            )
+            lr = gr.Slider(-5, -1, -3, step=0.1, label="Learning rate, log10", info=info)
             info = "Updates of the second network for one of the generator. At 1 it lags behind."
             n_critic = gr.Slider(1, 20, 5, step=1, label="n_critic", info=info)
             info = "Small: weights gather at the clamp, and slopes and arrows vanish."

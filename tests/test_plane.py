@@ -131,7 +131,7 @@ def test_pictures_show_every_point_and_the_landscape(model):
     plane = planes.make_plane("ring", model)
     plane.critic = linear_critic()
     field = ElementTree.fromstring(planes.picture(plane))
-    real, arrows, fake = [line.get("d") for line in field.iter("path")]
+    arrows, fake, real = [line.get("d") for line in field.iter("path")]
     assert [real.count("M"), arrows.count("M"), fake.count("M")] == [256, 128, 256]
     x, y = map(float, real[1:].split("h")[0].split())
     assert plane.real[0].flatten().tolist() == pytest.approx(

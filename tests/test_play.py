@@ -183,6 +183,8 @@ def test_the_plane_plays_steps_and_is_tuned(kind):
     play.tune(plane, kind, 9, 8, 2, 0.5, 2)
     updates = plane.config.k if "simple" in kind else plane.config.n_critic
     assert (plane.speed, plane.config.lr, updates) == (9, 1e8, 2)
+    with pytest.raises(gr.Error, match="still opening"):
+        next(play.play(None))
     with pytest.raises(gr.Error, match="diverged"):
         list(islice(playing, 50))
 

@@ -184,6 +184,8 @@ def main() -> None:
     """Write the animations that the command line asks for."""
     args = parse_arguments()
     found = runs.find_runs(args.runs)
+    if not args.runs:  # a run that has just been started has no frame yet
+        found = [run for run in found if any((run / "frames").glob("*.png"))] or found
     if args.side_by_side:
         todo = [(args.out or found[0] / "side-by-side.gif", scenes_of(found))]
     elif args.out and len(found) > 1:

@@ -277,7 +277,7 @@ def graphed(
 
     def replayed() -> dict[str, Tensor]:
         call = next(calls)
-        if call < 3:  # as it is: cuDNN searches for kernels, optimisers create their state
+        if call < 3:  # as it is: cuDNN searches for kernels, optimizers create their state
             side.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(side):
                 losses.update(step())
@@ -327,7 +327,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def average_gradients(*optimizers: Optimizer) -> None:
-    """Let each optimiser step along the mean of the gradients of all processes.
+    """Let each optimizer step along the mean of the gradients of all processes.
 
     One flat all-reduce before each step. DistributedDataParallel supports neither a gradient
     penalty nor two passes through batch norm before one backward.
@@ -593,7 +593,7 @@ class Run:
             self.say(f"skipped     {'; '.join(skipped[:5])}{'; ...' * (len(skipped) > 5)}")
         self.say(f"run         {self.path}" + f", from step {self.step}" * (self.step > 0))
         limited = self.config.max_steps or self.config.max_seconds
-        if self.last_step < 0.1 / self.config.lr and not limited:  # images would still be grey
+        if self.last_step < 0.1 / self.config.lr and not limited:  # images would still be gray
             few = f"{self.last_step:,} step{'s' * (self.last_step != 1)}"
             enough = math.ceil(0.3 / self.config.lr / self.steps_per_epoch)
             self.say(f"warning     {few} of this lr show nothing yet; try --epochs {enough}")

@@ -170,8 +170,7 @@ def print_race() -> None:
     """Print the race on record: means and sample standard deviations over seeds."""
     means = read_json(RESULTS / "race" / "race.json")["means"]
     floors = pd.read_csv(RESULTS / "race" / "race.csv").filter(regex="_floor$").mean()
-    forms = {"steps": ",.0f", "images": ",.0f", "swd": ".4f", "frechet_random": ",.0f"}
-    forms |= {"kernel_random": ".2f"}
+    forms = {"steps": ",.0f", "images": ",.0f", "swd": ".4f"}
     forms |= dict.fromkeys(("diversity", "repetition", "memorisation"), ".3f")
     rows = []
     for model in MODELS:
@@ -184,8 +183,7 @@ def print_race() -> None:
 
 def print_runs() -> None:
     """Print the runs on record: their length, and the last evaluation of each."""
-    forms, rows = {"swd": ".3f", "frechet_random": ",.0f", "diversity": ".2f"}, []
-    forms |= {"repetition": ".2f"}
+    forms, rows = {"swd": ".3f", "diversity": ".2f", "repetition": ".2f"}, []
     for run in read_runs([f for model in MODELS for f in sorted((RESULTS / model).iterdir())]):
         last, size = run.rows.iloc[-1], run.settings["image_size"]
         cells = [f"{run.model}/{run.path.name}", f"{run.settings['data']} {size}x{size}"]

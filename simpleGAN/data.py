@@ -76,8 +76,8 @@ def load_images(
     Args:
         data: One of `DATASETS`, a folder or a zip file.
         data_dir: For downloads and the cache; empty for `data` beside this file.
-        image_size: The short side is scaled to it, then the centre is cut out.
-        channels: 1, 3, or "data": 1 if every image is grey, otherwise 3.
+        image_size: The short side is scaled to it, then the center is cut out.
+        channels: 1, 3, or "data": 1 if every image is gray, otherwise 3.
         batch_size: There must be at least this many images besides those held out.
         hold_out: How many are kept from training.
 
@@ -150,7 +150,7 @@ def build_cache(
                 reason = "damaged, or not an image"
             return f"{name}: {reason}"
 
-    shape, grey = [0, image_size, image_size, 1 if channels == 1 else 3], channels == "data"
+    shape, gray = [0, image_size, image_size, 1 if channels == 1 else 3], channels == "data"
     bar = tqdm(total=count, desc="decoding", unit="image", leave=False, disable=None)
     with write_aside(cache) as file, bar, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, about odd metadata
@@ -165,8 +165,8 @@ def build_cache(
                     else:
                         file.write(row)
                         shape[0] += 1
-                        grey = grey and bool((row == row[..., :1]).all())
-        if grey:  # keep one of three equal channels, each row moving up in the file
+                        gray = gray and bool((row == row[..., :1]).all())
+        if gray:  # keep one of three equal channels, each row moving up in the file
             for i in range(shape[0]):
                 file.seek(i * image_size**2 * 3)
                 row = file.read(image_size**2 * 3)[::3]
@@ -256,7 +256,7 @@ def decode(item: Any, image_size: int, channels: Channels) -> np.ndarray:
 
     Args:
         item: A path, an open zip file and its entry, or pixels (H, W) or (H, W, C).
-        image_size: The short side is scaled to it, then the centre is cut out.
+        image_size: The short side is scaled to it, then the center is cut out.
         channels: 1, 3, or "data", which here means 3.
 
     Raises:
@@ -281,7 +281,7 @@ def decode(item: Any, image_size: int, channels: Channels) -> np.ndarray:
 
 
 def fit(image: Image.Image, image_size: int, channels: Channels) -> np.ndarray:
-    """Turn an image upright, bring it to 8 bits a channel, scale it and cut out the centre."""
+    """Turn an image upright, bring it to 8 bits a channel, scale it and cut out the center."""
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
         image = Image.fromarray((np.asarray(image, np.float32) * (255 / 65535)).astype(np.uint8))
@@ -408,8 +408,8 @@ def draw_16_faces(size: int, rng: torch.Generator) -> Tensor:
     def maybe(chance: float) -> Tensor:
         return (torch.rand(16, 1, 1, generator=rng) < chance).float()
 
-    def one_of(colours: tuple) -> Tensor:
-        picked = torch.tensor(colours)[torch.randint(len(colours), (16,), generator=rng)]
+    def one_of(colors: tuple) -> Tensor:
+        picked = torch.tensor(colors)[torch.randint(len(colors), (16,), generator=rng)]
         shade = 0.06 * (torch.rand(16, 3, generator=rng) - 0.5)
         return (picked + shade)[:, :, None, None].clamp(0, 1)
 
@@ -422,8 +422,8 @@ def draw_16_faces(size: int, rng: torch.Generator) -> Tensor:
         depth = (1 - u * u - v * v) / 2  # in radii; exact at the edge, where alone it matters
         return inside(depth * torch.minimum(0 * u + rx, 0 * u + ry))
 
-    def paint(mask: Tensor, colour: Tensor | float) -> None:
-        canvas.add_((colour - canvas) * mask[:, None])
+    def paint(mask: Tensor, color: Tensor | float) -> None:
+        canvas.add_((color - canvas) * mask[:, None])
 
     axis = (torch.arange(size) + 0.5) / size * 2 - 1
     x, y = axis[None, None, :], axis[None, :, None]

@@ -52,7 +52,7 @@ SKIP_FUNCTIONS += [
     "download",
     "draw_16_faces",
 ]
-SKIP_FUNCTIONS += ["BACKDROPS", "SKINS", "HAIRS", "SHIRTS", "IRISES", "FRAMES"]  # colours
+SKIP_FUNCTIONS += ["BACKDROPS", "SKINS", "HAIRS", "SHIRTS", "IRISES", "FRAMES"]  # colors
 SKIP_FUNCTIONS += ["THREADS"]  # of this machine
 NOT_COPIED = shutil.ignore_patterns(".*", "assets", "results", "tensorboard", "data", "tmp")
 IMPORTS = ("torchvision.datasets", "torch.utils.tensorboard", "docstring_parser")

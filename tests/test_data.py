@@ -47,7 +47,7 @@ def noise(mode="RGB", size=(16, 16), seed=0) -> Image.Image:
 
 
 def plain(image, size=16, mode="RGB") -> np.ndarray:
-    """Scale the largest centred square bicubically, with Pillow alone."""
+    """Scale the largest centered square bicubically, with Pillow alone."""
     side = min(image.size)
     left, top = (image.width - side) / 2, (image.height - side) / 2
     box = (left, top, left + side, top + side)
@@ -65,7 +65,7 @@ def numbered(folder: Path, names: list[str]) -> Path:
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P"])
 @pytest.mark.parametrize("size", [(20, 16), (16, 21), (16, 16), (50, 33), (7, 90), (5, 3)])
-def test_images_are_cut_scaled_and_made_grey_like_pillows(tmp_path, mode, size):
+def test_images_are_cut_scaled_and_made_gray_like_pillows(tmp_path, mode, size):
     image = noise(mode, size)
     assert (show(tmp_path, image) == plain(image)).all()
     assert (show(tmp_path, image, channels=1) == plain(image, mode="L")).all()
@@ -104,7 +104,7 @@ def test_images_stand_upright(tmp_path, turn):
         ("P", 1, {"name": "x.GIF", "save_all": True, "append_images": [noise()]}, (50, 60, 70)),
     ],
 )
-def test_every_mode_and_format_shows_its_colour(tmp_path, mode, value, options, shown):
+def test_every_mode_and_format_shows_its_color(tmp_path, mode, value, options, shown):
     image = Image.new(mode, (16, 16), value)
     if mode == "P":
         image.putpalette([9, 8, 7, 50, 60, 70])
@@ -118,16 +118,16 @@ def test_transparent_pixels_are_white_before_they_are_scaled(tmp_path):
 
 
 def test_channels_are_as_asked_or_those_that_the_images_need(tmp_path):
-    grey = [noise("L", seed=i) for i in range(20)]
+    gray = [noise("L", seed=i) for i in range(20)]
     (tmp_path / "p").mkdir()
-    for i, image in enumerate(grey):
+    for i, image in enumerate(gray):
         image.convert(["L", "RGB", "RGBA"][i % 3]).save(tmp_path / "p" / f"{i}.png")
     found, three = (read(tmp_path / "p", tmp_path, 16, c).images for c in ("data", 3))
     assert found.shape == (20, 16, 16, 1) and (three == found.repeat(3, 3)).all()
-    assert {image.tobytes() for image in found} == {image.tobytes() for image in grey}
-    image = grey[0].convert("RGB")
-    image.putpixel((5, 5), (99, 99, 100))  # the only one that is not grey
-    image.save(tmp_path / "p" / "colour.png")
+    assert {image.tobytes() for image in found} == {image.tobytes() for image in gray}
+    image = gray[0].convert("RGB")
+    image.putpixel((5, 5), (99, 99, 100))  # the only one that is not gray
+    image.save(tmp_path / "p" / "color.png")
     mixed, ones = (read(tmp_path / "p", tmp_path, 16, c).images for c in ("data", 1))
     assert mixed.shape == (21, 16, 16, 3) and ones.shape == (21, 16, 16, 1)
 

@@ -67,6 +67,7 @@ def frames_of(file):
 def test_bare_it_draws_each_models_newest_run_into_the_run(top, call):
     make_run(top / "DCGAN", range(3), "b", started="2026-01-01")
     newest = make_run(top / "DCGAN", range(5), "a", started="2026-01-02")
+    make_run(top / "WGAN", [], "just-started")  # which has no frame yet
     before = set(top.rglob("*"))
     assert call()[0] == 0
     assert set(top.rglob("*")) - before == {newest / "samples.gif"}

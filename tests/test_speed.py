@@ -39,6 +39,7 @@ def test_a_run_in_bf16_keeps_weights_and_sums_in_float32(files, tiny):
 
 def test_precision_sets_what_a_gpu_may_round():
     files = load("DCGAN")
+    torch.set_flush_denormal(False)
     for precision, products, tf32 in (("fp32", "highest", False), ("tf32", "high", True)):
         files.utils.set_up(files.train.Config(device="cpu", precision=precision))
         assert torch.get_float32_matmul_precision() == products

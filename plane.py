@@ -28,7 +28,7 @@ SHAPES = ("8 Gaussians", "25 Gaussians", "ring", "two moons", "spiral")
 BATCH, Z_DIM, SHOWN = 128, 2, 256  # of one update; numbers in z; points of each kind in a picture
 SIDE, CELLS, BANDS = 1.6, 48, 12  # the picture reaches from -SIDE to SIDE
 SIDES = (0.15, -0.15), (-0.15, 0.15)  # of an arrowhead
-COLOURS = {"loss_g": "fake", "told": "fake", "d_fake": "fake", "d_real": "real", "true": "exact"}
+COLORS = {"loss_g": "fake", "told": "fake", "d_fake": "fake", "d_real": "real", "true": "exact"}
 ROWS = 400  # of the history; every second row is dropped beyond that
 LOCK = threading.Lock()  # PyTorch has one random stream for all pages
 
@@ -185,7 +185,7 @@ def measure(plane: Plane) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
-# ---- Pictures: SVG is small, sharp on any screen, and takes its colours from play.css ----
+# ---- Pictures: SVG is small, sharp on any screen, and takes its colors from play.css ----
 
 
 def has_discriminator(plane: Plane) -> bool:
@@ -243,7 +243,7 @@ def chart(title: str, rows: list[dict], names: dict[str, str], log: bool = False
     zero = np.array([[[0, 87 - low * scale[1]], [300, 87 - low * scale[1]]]])
     svg, label = path(zero, "rule", 1), ""
     for name, column, line in zip(names, columns, heights, strict=True):
-        kind, corners = COLOURS.get(name, "second"), np.stack([x - x[0], line - low], 1)
+        kind, corners = COLORS.get(name, "second"), np.stack([x - x[0], line - low], 1)
         svg += path((corners * scale + (0, 87))[None], kind, 1.6)
         label += f'<span class="{kind}">{names[name]} <b>{column[-1]:.3g}</b></span>'
     top, bottom = (f"{10**end if log else end:.2g}" for end in (high, low))

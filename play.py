@@ -46,7 +46,7 @@ LOADING = Lock()  # two threads must not import a folder's files at once
 PIXELS = {"interactive": False, "format": "png", "elem_classes": "pixels", "buttons": ["download"]}
 QUIET = {"show_progress": "hidden", "trigger_mode": "always_last"}  # for events that come often
 TRAINING = {  # settings: the models that have them, their meaning
-    "lr": (MODELS, "Size of a step. Too large: the losses jump. Too small: images stay grey."),
+    "lr": (MODELS, "Size of a step. Too large: the losses jump. Too small: images stay gray."),
     "width": (MODELS, "Feature maps of both networks. Wider is better and slower."),
     "batch_size": (MODELS, "Images in an update. More are steadier and slower."),
     "n_critic": (MODELS[2:], "Critic updates for each of the generator's. Fewer: a weak critic."),
@@ -186,7 +186,7 @@ def walk(name: str, seed: float, truncation: float, first: float) -> dict:
 
 
 @plainly
-def neighbour(*choice: Any) -> dict:
+def neighbor(*choice: Any) -> dict:
     """Draw the image beside the nearest one that the run was trained on."""
     run = find(choice[0])
     if run.is_file() or not (run / str(runs.read_facts(run).get("cache"))).is_file():
@@ -234,7 +234,7 @@ def explore_tab(page: gr.Blocks) -> None:
     images.select(pick, [images, which, first, second], [first, second], api_name="pick")
     back.click(lambda: [0] * DIRECTIONS, None, moves, api_name="reset_directions")
     loop.click(walk, [*base, first], extra, api_name="walk")
-    near.click(neighbour, choice, extra, api_name="nearest")
+    near.click(neighbor, choice, extra, api_name="nearest")
     page.load(lambda: gr.Dropdown(sources()), None, name, api_name="sources")
     page.load(sheet, base, images, **QUIET).then(draw, choice, image, **QUIET)
 

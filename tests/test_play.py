@@ -116,7 +116,7 @@ def test_only_listed_runs_are_read(here, name):
         with pytest.raises(gr.Error, match=r"no such run|Choose a run"):
             call(name, 0, 1, *([0, 1, 0] if call is play.draw else []))
     with pytest.raises(gr.Error, match=r"not on this machine|no such run|Choose"):
-        play.neighbour(name or INCLUDED, 0, 1, 0, 1, 0)
+        play.neighbor(name or INCLUDED, 0, 1, 0, 1, 0)
 
 
 # ---- Train ----
@@ -144,7 +144,7 @@ def test_a_training_ends_goes_on_pauses_and_is_explored(here):
     now = play.watch(name, 99, ())[4]
     assert play.watch(name, now[3], now) == gr.skip()  # nothing is new
     assert play.watch(name, 0, now)[2].label == "Frame of step 0"
-    pair = play.neighbour(name, 0, 1, 0, 1, 0, *[0] * 6)
+    pair = play.neighbor(name, 0, 1, 0, 1, 0, *[0] * 6)
     assert "nearest training image, at RMS distance" in pair.label
     assert "WGAN" in play.findings(name) and name in play.sources()
 
@@ -302,6 +302,8 @@ def test_in_a_browser_each_tab_works_and_nothing_foreign_is_asked_for(served, br
     said(".prose", "In training")
     click("button", "Pause")
     said(".prose", "Paused")
+    click("button", "Resume")
+    said(".prose", "In training")  # until the program ends, see `served`
 
     click("button[role=tab]", "Compare")
     said("[role=gridcell]", "swd")

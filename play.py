@@ -540,8 +540,8 @@ def compared(names: list[str]) -> tuple:
     return table, str(file), gallery, compare.figure(found)
 
 
-def compare_tab(page: gr.Blocks) -> None:
-    """Lay out the fourth tab."""
+def compare_tab(tab: gr.Tab) -> None:
+    """Lay out the fourth tab; it is slow to draw, so it is filled when it is opened."""
     first = [f"results/{model}/quick-faces" for model in MODELS]
     with gr.Row():
         known = list(run_folders())
@@ -553,8 +553,8 @@ def compare_tab(page: gr.Blocks) -> None:
     grids = gr.Gallery(label="Last grids", columns=4, interactive=False, elem_classes="pixels")
     shown = [table, file, grids, gr.Plot(show_label=False)]
     names.change(compared, names, shown, api_name="compare", **QUIET)
-    page.load(lambda: gr.Dropdown(list(run_folders())), None, names, api_name="choices")
-    page.load(compared, names, shown, **QUIET)
+    tab.select(lambda: gr.Dropdown(list(run_folders())), None, names, api_name="choices")
+    tab.select(compared, names, shown, **QUIET)
 
 
 # ---- The program ----
@@ -565,10 +565,11 @@ def serve(host: str, port: int | None, browser: bool) -> gr.Blocks:
     torch.set_num_threads(1)  # for small networks a second thread costs more than it brings
     with gr.Blocks(title="GAN playground", analytics_enabled=False) as page:
         gr.Markdown("# GAN playground")
-        tabs = {"Explore": explore_tab, "Train": train_tab, "Plane": plane_tab}
-        for name, fill in (tabs | {"Compare": compare_tab}).items():
+        for name, fill in {"Explore": explore_tab, "Train": train_tab, "Plane": plane_tab}.items():
             with gr.Tab(name):
                 fill(page)
+        with gr.Tab("Compare") as tab:
+            compare_tab(tab)
     fonts = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}
     theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", **fonts)
     server = {"server_name": host, "server_port": port, "inbrowser": browser, "quiet": True}

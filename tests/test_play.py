@@ -311,7 +311,9 @@ def test_in_a_browser_each_tab_works_and_nothing_foreign_is_asked_for(served, br
     logs = [json.loads(line["message"])["message"] for line in browser.get_log("performance")]
     asked = [one["params"]["request"]["url"] for one in logs if one["method"] == SENT]
     assert [url for url in asked if not url.startswith((served.url, "data:", "blob:"))] == []
-    assert browser.get_log("browser") == []
+    console = [line["message"] for line in browser.get_log("browser")]
+    # Gradio says so itself when it drops a request because a newer one has replaced it.
+    assert [line for line in console if "AbortError" not in line] == []
 
 
 def test_a_busy_port_is_said(served, here):

@@ -475,7 +475,7 @@ def play(plane: planes.Plane) -> Iterator[tuple[str, str]]:
     """Train and draw until Pause, or until the page is closed."""
     try:
         while True:
-            planes.advance(ready(plane), plane.speed, seconds=0.04)  # for ten pictures a second
+            planes.advance(ready(plane), plane.speed, seconds=0.02)  # for ten pictures a second
             yield planes.picture(plane), planes.charts(plane)
     except InputError as error:
         raise gr.Error(str(error), print_exception=False) from None

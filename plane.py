@@ -231,7 +231,7 @@ def picture(plane: Plane) -> str:
 <image href="{landscape(plane)}" width="400" height="400"/>{svg}</svg>
 <p><span class="real">● real points</span><span class="fake">● generated points</span>
 <span class="fake">→ where they are told to go (longest: {longest:.2g})</span>
-<span>■ darker: higher {height}</span><span>step {plane.step:,}</span></p></div>"""
+<span>■ high, □ low {height}</span><span>step {plane.step:,}</span></p></div>"""
 
 
 def chart(title: str, rows: list[dict], names: dict[str, str], log: bool = False) -> str:

@@ -209,8 +209,9 @@ def report(run: Path) -> str:
         lines += [f"   try       {text}" for text in finding.advice]
         lines += [f"   source    {finding.source}"]
     if found:
-        homes = (folder for folder in here.parents if (folder / "train.py").is_file())
-        home, file = next(homes, runs.TOP / model), here / "parameters.json"
+        home, file = runs.TOP / model, here / "parameters.json"
+        if here.parts[-3:-1] == ("tensorboard", "runs"):  # in a model's folder, maybe a copy
+            home = here.parents[2]
         again = f"cd {shlex.quote(str(home))} && python train.py --config {shlex.quote(str(file))}"
         lines += ["", f"To train again, with flags to try: {again} ...", ""]
     else:

@@ -235,6 +235,7 @@ def test_the_report_and_the_command_to_train_again(write, tmp_path, monkeypatch,
     home, other = tmp_path / "my gan", tmp_path / "runs" / "b"
     own = write("WGAN", run=home / "tensorboard" / "runs" / "a", clipped=0.9)
     (home / "train.py").touch()
+    (tmp_path / "train.py").touch()  # somebody else's
     write("WGAN", run=other, clipped=0.9)
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
     for run, folder in ((own, home), (other, TOP / "WGAN")):

@@ -263,6 +263,9 @@ def test_contradictions_are_refused_and_each_is_listed(files, tiny):
     with pytest.raises(files.utils.InputError, match="its 4 steps are done"):
         train(files.folder, tiny | {"resume": "run"})
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    (run / "run.json").write_text(json.dumps(facts_of(run) | {"model": "another GAN"}))
+    with pytest.raises(files.utils.InputError, match="it is a run of another GAN"):
+        train(files.folder, tiny | {"resume": "run", "max_steps": 6})
 
 
 def test_other_images_are_refused(tiny, tmp_path):

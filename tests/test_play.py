@@ -36,7 +36,7 @@ INCLUDED, SENT = "simpleGAN (included)", "Network.requestWillBeSent"
 TINY = (4, 4, 1, 0.01, 10, 0)  # width, batch, n_critic, clip_value, lambda_gp, seed
 
 
-def until(condition, seconds=60):
+def until(condition, seconds=180):
     """Wait for something that happens elsewhere, and return it."""
     end = time.monotonic() + seconds
     while not (found := condition()):
@@ -252,6 +252,7 @@ def browser():
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     service = webdriver.ChromeService(shutil.which("chromedriver"))
     with webdriver.Chrome(options=options, service=service) as driver:
+        driver.set_script_timeout(180)  # a busy machine draws slowly
         yield driver
 
 

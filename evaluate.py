@@ -161,9 +161,9 @@ def load_inception(file: Path | None, device: torch.device) -> tuple[Network, st
 
 def features_of(network: Network, images: np.ndarray) -> Tensor:
     """Return the features of images, float64 (N, D)."""
-    colour = (batch.expand(-1, 3, -1, -1) for batch in batches(images, "features", 32))
+    colored = (batch.expand(-1, 3, -1, -1) for batch in batches(images, "features", 32))
     with torch.inference_mode():
-        return torch.cat([network(batch).cpu() for batch in colour]).double()
+        return torch.cat([network(batch).cpu() for batch in colored]).double()
 
 
 def lite0_distances(features: Tensor, real: Tensor, seed: int) -> dict[str, float]:
@@ -255,7 +255,7 @@ def thumbnails_of(images: np.ndarray) -> Tensor:
 
 def nearest(thumbnails: Tensor, others: Tensor, rank: int = 1) -> Tensor:
     """Return each thumbnail's distance to its nearest other (N,), or to that of another rank."""
-    rows = tqdm(thumbnails.split(128), "neighbours", leave=False, disable=None)
+    rows = tqdm(thumbnails.split(128), "neighbors", leave=False, disable=None)
     return torch.cat([torch.cdist(row, others).kthvalue(rank).values for row in rows])
 
 

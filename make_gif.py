@@ -185,7 +185,7 @@ def main() -> None:
     args = parse_arguments()
     found = runs.find_runs(args.runs)
     if not args.runs:  # a run that has just been started has no frame yet
-        found = [run for run in found if any((run / "frames").glob("*.png"))] or found
+        found = [run for run in found if runs.has_frames(run)] or found
     if args.side_by_side:
         todo = [(args.out or found[0] / "side-by-side.gif", scenes_of(found))]
     elif args.out and len(found) > 1:

@@ -358,9 +358,7 @@ def watch(name: str | None, position: float, seen: tuple) -> Any:
     if not name:
         return gr.skip()
     run = find(name)
-    state, frames = state_of(run), []
-    if (run / "frames").is_dir():
-        frames = sorted((run / "frames").glob("[0-9]*.png"), key=lambda frame: int(frame.stem))
+    state, frames = state_of(run), runs.frames_of(run) if runs.has_frames(run) else []
     now = (name, state, len(frames), position)
     if now == seen:
         return gr.skip()
@@ -534,7 +532,7 @@ def compared(names: list[str]) -> tuple:
     table = compare.table(found).rename_axis(["group", "name"]).reset_index()
     file = Path(tempfile.mkdtemp()) / "compare.csv"
     table.to_csv(file, index=False)
-    with_frames = [run for run in found if any((run.path / "frames").glob("*.png"))]
+    with_frames = [run for run in found if runs.has_frames(run.path)]
     last = [(runs.frames_of(run.path)[-1], run.label) for run in with_frames]
     grids = [(Image.open(frame), f"{label}, step {int(frame.stem):,}") for frame, label in last]
     gallery = gr.Gallery(grids, visible=bool(grids))

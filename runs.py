@@ -1,4 +1,4 @@
-"""Find and read run folders: what the scripts at the top share. Nothing here imports a train.py.
+"""Find and read run folders: what the scripts at the top share.
 
 What is missing, damaged or of an unknown kind is an InputError that names it.
 """
@@ -77,6 +77,11 @@ def images_per_step(run: Path) -> int:
     settings, processes = read_settings(run), read_facts(run).get("processes", 1)
     updates = settings.get("n_critic", settings.get("k", 1))  # of the discriminator or critic
     return settings["batch_size"] * updates * processes
+
+
+def has_frames(run: Path) -> bool:
+    """Tell whether a run has drawn its first frame yet."""
+    return any((run / "frames").glob("[0-9]*.png"))
 
 
 def frames_of(run: Path) -> list[Path]:

@@ -226,7 +226,7 @@ def set_up(config: Config) -> tuple[torch.device, Config]:
     torch.manual_seed(stream_seed(config.seed, process()) if process() else config.seed)
     precision = config.precision
     if precision == "auto":
-        able = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch has it from 2.10 on
+        able = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of PyTorch lack it
         native_bf16 = able.get("avx512_bf16") or able.get("amx_bf16")
         on_cpu = "bf16" if native_bf16 else "fp32"
         precision = {"cuda": "tf32", "cpu": on_cpu}.get(device.type, "fp32")

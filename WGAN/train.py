@@ -71,7 +71,7 @@ class Config:
     device: str = "auto"
     """auto for the fastest available, or cpu, cuda, cuda:1, mps ..."""
     precision: Precision = "auto"
-    """fp32 (exact), tf32 (GPU products), bf16 (layers in bfloat16), or auto: by the device."""
+    """auto (by device), fp32 (exact), tf32 (products on a GPU) or bf16 (layers in bfloat16)."""
     graphs: bool = True
     """Replay each step as one CUDA graph on a GPU."""
     runs_dir: str = ""

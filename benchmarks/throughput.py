@@ -72,9 +72,7 @@ def rounds(orders: Connection, device: str) -> Iterator[None]:
         orders.send(time.perf_counter() - began)
 
 
-def textbook(
-    model: str, images: Path, device: str, precision: str, orders: Connection, reuse: bool
-) -> None:
+def textbook(model: str, images: Path, device: str, orders: Connection, reuse: bool) -> None:
     """Train as most repositories do; with `reuse` as the fastest of them."""
     train = load_file_of(model, "train")
     config, wasserstein = train.Config(), model.startswith("WGAN")
@@ -140,7 +138,7 @@ def textbook_batches(images: Path, config: Any) -> Iterator[torch.Tensor]:
         yield from (real for real, _ in loader)
 
 
-def ours(model: str, images: Path, device: str, precision: str, orders: Connection) -> None:
+def ours(model: str, images: Path, device: str, orders: Connection, precision: str) -> None:
     """Run the folder's own `train`; only the pauses of its run folder are left out."""
     import resource
 
@@ -192,26 +190,23 @@ def heavy_operations(device: str) -> Iterator[list[float]]:
         yield seconds
 
 
-LOOPS = {"fresh": partial(textbook, reuse=False), "reused": partial(textbook, reuse=True)}
-LOOPS["ours"] = ours
-
-
 def measure(
     model: str, images: Path, device: str, precision: str, turns: int, seconds: float
 ) -> dict:
     """Compare the loops on one model, in turn; return the figures."""
     context, workers, processes, steps = multiprocessing.get_context("spawn"), {}, [], {}
-    for name, loop in LOOPS.items():
+    loops = {"fresh": partial(textbook, reuse=False), "reused": partial(textbook, reuse=True)}
+    loops["ours"] = partial(ours, precision=precision)
+    for name, loop in loops.items():
         workers[name], there = context.Pipe()
-        arguments = (model, images, device, precision, there)
-        processes.append(context.Process(target=loop, args=arguments))
+        processes.append(context.Process(target=loop, args=(model, images, device, there)))
         processes[-1].start()
     for name, orders in workers.items():  # warm up, then choose how many steps make a round
         for count in (1, 5 if device != "cpu" else 1):
             orders.send(count)
             took = orders.recv() / count
         steps[name] = max(1, round(seconds / took))
-    times = {name: [] for name in LOOPS}
+    times = {name: [] for name in loops}
     for _ in range(turns):
         for name, orders in workers.items():
             orders.send(steps[name])

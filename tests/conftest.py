@@ -115,7 +115,7 @@ def write_images(folder: Path, images) -> Path:
 
 
 def noise_images(*shape: int) -> np.ndarray:
-    """Draw images, uint8 (N, H, W, C), that no two are alike."""
+    """Draw images of noise, uint8 (N, H, W, C), no two alike."""
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 

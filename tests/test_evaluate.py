@@ -248,8 +248,8 @@ def test_precision_and_recall_of_clusters():
 def test_the_features_of_lite0_stay_as_they_are():
     y, x = np.mgrid[:32, :32]
     image = np.stack([8 * x, 8 * y, (x * y) % 256], 2).astype(np.uint8)[None]
-    network, grey = evaluate.load_lite0(torch.device("cpu")), image[..., :1]
-    found = [evaluate.features_of(network, x) for x in (image, grey, grey.repeat(3, 3))]
+    network, gray = evaluate.load_lite0(torch.device("cpu")), image[..., :1]
+    found = [evaluate.features_of(network, x) for x in (image, gray, gray.repeat(3, 3))]
     pinned = pytest.approx([5.8439, 5.6044, 5.2669], rel=1e-3)  # or no row on record compares
     assert found[0][0, [1199, 403, 653]].tolist() == pinned and torch.equal(*found[1:])
 

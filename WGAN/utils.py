@@ -638,6 +638,7 @@ class Run:
                 # All processes end at the same step.
                 ends, stops = zip(*gather((over, max(signals, default=0))), strict=True)
                 self.done, stop = any(ends), max(stops)
+                self.bar.total = max(self.bar.total, self.step)  # which was an estimate
                 self.bar.update()
                 if log or self.done:
                     self.log()

@@ -10,7 +10,7 @@ from conftest import TOP
 TINY = "--image-size 16 --batch-size 8 --device cpu"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_notebook_runs(tmp_path, data_dir, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     copy, left_out = tmp_path / "playground", (".*", "data", "tensorboard", "results", "tests")

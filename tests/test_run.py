@@ -157,13 +157,11 @@ def test_parameters_repeat_the_run_from_another_folder(files, tiny, tmp_path, mo
     second = train(files.folder, again)
     assert_equal(first, second)
     assert (tmp_path / "cache").exists()
-    done = run_script(
-        TOP / files.folder / "train.py", "--resume=first", f"--runs-dir={tmp_path / 'one'}",
-        "--max-steps=5", cwd="/",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    resumed = train(files.folder, {"resume": "first", "runs_dir": tmp_path / "one", "max_steps": 5})
+    assert resumed == first and checkpoint_of(first)["step"] == 5
 
 
+@pytest.mark.parametrize("files", ["WGAN-GP"], indirect=True)
 def test_a_folder_copied_under_another_name_trains_alone(files, tmp_path):
     folder = tmp_path / "my-gan"
     skip = shutil.ignore_patterns("__pycache__", "tensorboard", "data")

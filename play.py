@@ -30,6 +30,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # it is on by default, and rea
 import gradio as gr
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
@@ -328,6 +329,12 @@ def state_of(run: Path) -> str:
         TRAININGS[run].errors.seek(0)
         line = (TRAININGS[run].errors.read().strip().splitlines() or ["no reason given"])[-1]
         state = f"Stopped: {line.partition(': error: ')[2] or line}"
+    elif (run / ".lock").is_file():  # its train.py holds it
+        try:
+            with FileLock(run / ".lock", timeout=0):
+                pass
+        except Timeout:
+            state = "In training by another program"
     lines = log.read_text("utf-8", "replace").splitlines() if log.is_file() else []
     steps = [line for line in lines if line.startswith("step ")]
     return " · ".join([state, *steps[-1:]])

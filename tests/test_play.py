@@ -21,6 +21,7 @@ import psutil
 import pytest
 import torch
 from conftest import ENVIRONMENT, FOLDERS, TOP
+from filelock import FileLock
 from gradio_client import Client
 from PIL import Image
 from selenium import webdriver
@@ -140,6 +141,10 @@ def test_a_training_ends_goes_on_pauses_and_is_explored(here):
     play.pause(name)
     until(lambda: not play.is_training(run))
     assert play.state_of(run).startswith("Paused") and runs.read_facts(run)["model"] == "WGAN"
+
+    with FileLock(run / ".lock"):
+        assert play.state_of(run).startswith("In training by another program")
+    assert play.state_of(run).startswith("Paused")
 
     now = play.watch(name, 99, ())[4]
     assert play.watch(name, now[3], now) == gr.skip()  # nothing is new

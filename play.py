@@ -329,7 +329,7 @@ def state_of(run: Path) -> str:
         TRAININGS[run].errors.seek(0)
         line = (TRAININGS[run].errors.read().strip().splitlines() or ["no reason given"])[-1]
         state = f"Stopped: {line.partition(': error: ')[2] or line}"
-    elif (run / ".lock").is_file():  # its train.py holds it
+    elif (run / ".lock").is_file():  # held by its train.py
         try:
             with FileLock(run / ".lock", timeout=0):
                 pass

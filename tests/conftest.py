@@ -5,10 +5,12 @@ import importlib
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import programs
 import pytest
 import torch
 from PIL import Image
@@ -16,7 +18,6 @@ from PIL import Image
 TOP = Path(__file__).resolve().parent.parent
 FOLDERS = ("simpleGAN", "DCGAN", "WGAN", "WGAN-GP")
 FILES = ("utils", "data", "model", "train")
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 TINY = {
     **{"image_size": 16, "g_width": 4, "d_width": 4, "z_dim": 8, "batch_size": 8},
     **{"log_every": 2, "frame_every": 2, "checkpoint_every": 2},
@@ -25,7 +26,9 @@ TINY = {
 LOADED = {}
 
 sys.path.insert(0, str(TOP))  # for the scripts at the top
-torch.set_num_threads(1)  # tiny networks: a second thread costs more than it brings
+# Tiny networks: a second thread costs more than it brings, in programs that tests start too.
+os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+torch.set_num_threads(1)
 
 
 def load(folder: str) -> SimpleNamespace:
@@ -71,15 +74,19 @@ def train(folder: str, settings: dict) -> Path:
 
 
 def run_script(script: Path, *arguments, cwd=None, **environment) -> subprocess.CompletedProcess:
-    """Run a program as a user would."""
-    return subprocess.run(
-        [sys.executable, str(script), *map(str, arguments)],
-        cwd=cwd,
-        env=ENVIRONMENT | environment,
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
+    """Run a program as a user would; one with an environment of its own starts from nothing."""
+    arguments = list(map(str, arguments))
+    if environment or not hasattr(os, "fork"):
+        command, pipes = [sys.executable, str(script), *arguments], {"capture_output": True}
+        environment, pipes = os.environ | environment, pipes | {"text": True, "timeout": 180}
+        return subprocess.run(command, cwd=cwd, env=environment, **pipes)
+    with tempfile.TemporaryDirectory() as folder:
+        said = [Path(folder, name) for name in ("out", "err")]
+        process = programs.start(script, arguments, cwd, dict(os.environ), said)
+        process.join(180)
+        process.kill()
+        texts = [file.read_text() for file in said]
+    return subprocess.CompletedProcess(arguments, process.exitcode, *texts)
 
 
 def rows_of(run: Path, *but: str) -> list[dict[str, str]]:

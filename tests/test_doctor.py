@@ -3,13 +3,11 @@
 import json
 import shlex
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import TOP
+from conftest import TOP, run_script
 from safetensors.torch import save_file
 
 import doctor
@@ -141,7 +139,7 @@ def test_a_row_that_is_being_written_is_left_out_and_a_damaged_file_is_named(wri
         assert not found(run)[0]
         with open(run / "metrics.csv", "a") as file:
             file.write(text)
-    done = subprocess.run([sys.executable, TOP / "doctor.py", run], capture_output=True, text=True)
+    done = run_script(TOP / "doctor.py", run)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"doctor.py: error: {run / 'metrics.csv'} is damaged")
 

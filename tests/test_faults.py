@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ENVIRONMENT, TOP, assert_equal, load, noise_images, write_images
+from conftest import TOP, assert_equal, load, noise_images, write_images
 from PIL import Image
 from safetensors.torch import save_file
 from tqdm import tqdm
@@ -167,7 +167,7 @@ def test_a_signal_ends_a_step_and_two_end_at_once(flags, number, tmp_path, capsy
 @pytest.mark.parametrize("module", ["dataclasses", "torch.nn", "filelock"])
 def test_ctrl_c_while_modules_are_imported_shows_no_traceback(module):
     command = [sys.executable, "-X", "importtime", TOP / "DCGAN" / "train.py"]
-    with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as training:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as training:
         while not training.stderr.readline().endswith(f" {module}\n"):
             assert training.poll() is None
         training.send_signal(signal.SIGINT)

@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 import weakref
 from itertools import islice
 from pathlib import Path
@@ -12,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import run_script
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -203,7 +202,7 @@ def test_a_copied_folder_of_any_name_has_runs_and_weights(call, tmp_path, capsys
     call(file, "--num", 30, "--each", "images")
     shutil.copytree(runs.TOP / "WGAN-GP", "my-gan", ignore=shutil.ignore_patterns("data", "tens*"))
     flags = "--data images --hold-out 10 --image-size 16 --batch-size 8 --max-steps 2"
-    subprocess.check_output([sys.executable, "my-gan/train.py", *flags.split()])
+    assert run_script(Path("my-gan/train.py"), *flags.split()).returncode == 0
     run = next(Path("my-gan/tensorboard/runs").iterdir())
     for source in ("my-gan", run, run / "generator.safetensors"):
         call(source, "--out", "x.png")

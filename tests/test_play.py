@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from conftest import ENVIRONMENT, FOLDERS, TOP
+from conftest import FOLDERS, TOP
 from filelock import FileLock
 from gradio_client import Client
 from PIL import Image
@@ -215,7 +215,6 @@ def served(project):
     program = subprocess.Popen(
         command,
         cwd=project,
-        env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,47 +1,63 @@
-"""Several processes under torchrun, over Gloo: against the oracle, one that dies, resuming."""
+"""Two processes, over Gloo: against the oracle, one that dies, resuming."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import oracles
+import programs
 import psutil
 import pytest
 import torch
 from conftest import (
-    ENVIRONMENT,
     TINY,
     TOP,
     assert_equal,
     checkpoint_of,
     flags_of,
-    load,
     noise_images,
     rows_of,
+    run_script,
     write_images,
 )
 
-TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+DCGAN = TOP / "DCGAN" / "train.py"
 
 
-def start(folder, settings, launch=TWO):
-    """Start a training by two processes, or by another command."""
-    return subprocess.Popen(
-        [*launch, "train.py", *flags_of(settings)],
-        cwd=TOP / folder,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+class Two:
+    """Two processes that train together, started as torchrun would, with PyTorch imported."""
 
+    def __init__(self, script, settings):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.said = Path(settings["runs_dir"]).with_name(f"said-{port}")
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        self.processes = []
+        for number in "01":
+            environment = os.environ | shared | {"RANK": number, "LOCAL_RANK": number}
+            given = flags_of(settings), None, environment, [self.said, self.said]
+            self.processes.append(programs.start(script, *given))
 
-def finish(training):
-    said, _ = training.communicate(timeout=180)
-    assert training.returncode == 0, said
-    return said
+    def wait(self, path):
+        """Wait until a file is there."""
+        end = time.monotonic() + 90
+        while not path.exists():
+            alive = all(process.is_alive() for process in self.processes)
+            assert time.monotonic() < end and alive, self.said.read_text()
+            time.sleep(0.02)
+
+    def finish(self, code=0):
+        """Wait for the end of both; return what they said."""
+        for process in self.processes:
+            process.join(180)
+        assert [process.exitcode for process in self.processes] == [code] * 2, self.said.read_text()
+        return self.said.read_text()
 
 
 @pytest.fixture
@@ -54,7 +70,8 @@ def test_two_processes_are_the_oracle_with_twice_the_batch(tiny, tmp_path):
     write_images(tmp_path / "images", noise_images(27, 16, 16, 3))
     own = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "k": 2, "dropout": 0.0, "seed": 5}
     where = {"data": tmp_path / "images", "name": "run", "max_steps": 6}
-    said = finish(start("simpleGAN", tiny | own | where | {"batch_size": 4}))
+    settings = tiny | own | where | {"batch_size": 4}
+    said = Two(TOP / "simpleGAN" / "train.py", settings).finish()
     assert said.count("finished") == 1
 
     seeds = [5, int(np.random.SeedSequence(5, spawn_key=(1,)).generate_state(1)[0])]
@@ -85,45 +102,36 @@ def test_two_processes_are_the_oracle_with_twice_the_batch(tiny, tmp_path):
             assert float(row[name]) == pytest.approx(mean, rel=1e-3, abs=1e-4), name
 
 
-def test_a_resumed_run_of_two_equals_an_uninterrupted_one(two):
-    whole = start("DCGAN", two | {"max_steps": 8, "name": "whole"})
-    finish(start("DCGAN", two | {"max_steps": 4, "name": "part"}))
-    finish(whole)
-    finish(start("DCGAN", two | {"max_steps": 8, "resume": "part"}))
-    runs = [load("DCGAN").utils.runs_folder(two["runs_dir"]) / name for name in ("whole", "part")]
-    assert_equal(*runs)
-    assert json.loads((runs[1] / "run.json").read_text())["processes"] == 2
-    alone = start("DCGAN", two | {"max_steps": 10, "resume": "part"}, [sys.executable])
-    said, _ = alone.communicate(timeout=180)
-    assert alone.returncode == 2 and "by 2 processes and now there are 1" in said
-
-
-def wait_for(path, training):
-    end = time.monotonic() + 90
-    while not path.exists():
-        assert time.monotonic() < end and training.poll() is None, training.communicate()[0]
-        time.sleep(0.05)
+def test_a_signal_to_one_stops_both_and_resuming_equals_not_having_stopped(two, tmp_path):
+    training, run = Two(DCGAN, two | {"name": "run", "max_steps": 0}), tmp_path / "runs" / "run"
+    training.wait(run / "frames" / "000004.png")
+    training.processes[1].terminate()
+    said, step = training.finish(143), checkpoint_of(run)["step"]
+    resume = f"torchrun --standalone --nproc-per-node=2 {DCGAN} --resume run"
+    assert said.count("stopped     after") == 1 and "has ended" not in said
+    assert f"after {step:,} steps, which are saved; to resume: {resume}" in said
+    alone = run_script(DCGAN, *flags_of(two | {"max_steps": step + 3, "resume": "run"}))
+    assert alone.returncode == 2 and "by 2 processes and now there are 1" in alone.stderr
+    trainings = [Two(DCGAN, two | {"max_steps": step + 3, "name": "whole"})]
+    trainings.append(Two(DCGAN, two | {"max_steps": step + 3, "resume": "run"}))
+    assert [training.finish().count("finished") for training in trainings] == [1, 1]
+    assert_equal(run.with_name("whole"), run)
+    assert json.loads((run / "run.json").read_text())["processes"] == 2
 
 
 def test_a_process_that_dies_ends_all_with_the_reason(two, tmp_path):
-    training = start("DCGAN", two | {"name": "run"} | {"max_steps": 0})
-    wait_for(tmp_path / "runs" / "run" / "frames" / "000004.png", training)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*torchrun, "--nproc-per-node=2", DCGAN, *flags_of(two | {"name": "run"})]
+    command.append("--max-steps=0")
+    pipes, run = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}, tmp_path / "runs" / "run"
+    training, end = subprocess.Popen(command, text=True, **pipes), time.monotonic() + 90
+    while not (run / "frames" / "000004.png").exists():
+        assert time.monotonic() < end and training.poll() is None, training.communicate()[0]
+        time.sleep(0.05)
     others = psutil.Process(training.pid).children()
     others[1].kill()
     said, _ = training.communicate(timeout=90)
     assert training.returncode != 0
     assert "another of 2 processes has ended" in said and 'train.py", line' not in said
     assert not any(process.is_running() for process in others)
-    assert checkpoint_of(tmp_path / "runs" / "run")["step"] >= 2
-
-
-def test_a_signal_to_one_stops_all_at_one_step_and_prints_how_to_resume(two, tmp_path):
-    training = start("DCGAN", two | {"name": "run"} | {"max_steps": 0})
-    run = tmp_path / "runs" / "run"
-    wait_for(run / "frames" / "000004.png", training)
-    psutil.Process(training.pid).children()[1].terminate()
-    said, _ = training.communicate(timeout=90)
-    step = checkpoint_of(run)["step"]
-    resume = "torchrun --standalone --nproc-per-node=2 " + str(TOP / "DCGAN" / "train.py")
-    assert said.count("stopped     after") == 1 and "has ended" not in said
-    assert f"after {step:,} steps, which are saved; to resume: {resume} --resume run" in said
+    assert checkpoint_of(run)["step"] >= 2

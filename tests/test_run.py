@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import (
-    ENVIRONMENT,
     FOLDERS,
     TINY,
     TOP,
@@ -392,13 +392,15 @@ def test_a_long_training_on_a_cpu_says_so_unless_it_is_quick_already(tiny, monke
 @pytest.mark.skipif(os.name != "posix", reason="shell scripts")
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_shell_scripts_pass_their_arguments_on(folder, tmp_path):
-    wrapper = tmp_path / "python"
-    wrapper.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    wrapper.chmod(0o755)
-    environment = ENVIRONMENT | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    script = [TOP / "scripts" / f"train_{folder}.sh", "--max-steps", "-3"]
+    python = tmp_path / "python"  # stands in for the real one, and says how it was called
+    python.write_text('#!/bin/sh\npwd\nprintf "%s\\n" "$@"\nexit 3\n')
+    python.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    script = [TOP / "scripts" / f"train_{folder}.sh", "--name", "a b"]
     done = subprocess.run(script, capture_output=True, text=True, env=environment, cwd=tmp_path)
-    assert done.returncode == 2 and "--max-steps: must be" in done.stderr
+    where, program, *rest = done.stdout.splitlines()
+    assert pathlib.Path(where, program).resolve() == TOP / folder / "train.py"
+    assert done.returncode == 3 and rest[-2:] == ["--name", "a b"], done
 
 
 class Terminal(io.StringIO):

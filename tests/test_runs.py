@@ -1,12 +1,12 @@
 """runs.py: finding and reading run folders, generators and images."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import run_script
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -106,14 +106,16 @@ def test_a_generator_is_built_from_its_file_alone(tmp_path):
             runs.load_generator(tmp_path / "x")
 
 
-def test_importing_files_of_the_models_leaves_no_trace():
+def test_importing_files_of_the_models_leaves_no_trace(tmp_path):
     program = """import runs, sys
 path, sys.modules["utils"] = list(sys.path), runs
 loaded = [runs.load_file_of(model, name) for model in runs.MODELS for name in ("model", "data")]
 assert sys.path == path and sys.modules.pop("utils") is runs
 files = [str(getattr(module, "__file__", "")) for module in sys.modules.values()]
 assert not [f for f in files if f.startswith(tuple(str(runs.TOP / m) for m in runs.MODELS))]"""
-    subprocess.check_call([sys.executable, "-c", program], cwd=runs.TOP)
+    (tmp_path / "x.py").write_text(f"import sys; sys.path.append({str(runs.TOP)!r}); {program}")
+    done = run_script(tmp_path / "x.py")
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_images_of_a_run_are_found_by_its_cache_or_again(tmp_path, monkeypatch):
@@ -122,8 +124,8 @@ def test_the_images_of_a_run_are_found_by_its_cache_or_again(tmp_path, monkeypat
     for i in range(20):
         Image.new("RGB", (20, 16), (i, 0, 0)).save(f"images/{i}.png")
     flags = "--data images --data-dir cache --runs-dir . --name x --hold-out 5 --max-steps 1"
-    train = [runs.TOP / "DCGAN/train.py", *flags.split(), "--image-size=16", "--batch-size=8"]
-    subprocess.check_output([sys.executable, *train])
+    flags += " --image-size 16 --batch-size 8"
+    assert run_script(runs.TOP / "DCGAN/train.py", *flags.split()).returncode == 0
     trained, held_out = (images[:, 0, 0, 0].tolist() for images in runs.load_images(Path("x")))
     assert len(trained) == 15 and sorted(trained + held_out) == list(range(20))
     for file in Path("cache").rglob("*.*"):

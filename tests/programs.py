@@ -1,0 +1,38 @@
+"""Programs in processes of their own that do not import PyTorch again, which takes seconds.
+
+A server that has imported it (multiprocessing's) is forked for each. What a program imports
+besides, and how it ends, is as from the command line.
+"""
+
+import multiprocessing
+import os
+import runpy
+import signal
+import sys
+from pathlib import Path
+
+TOP = Path(__file__).resolve().parent.parent
+
+
+def become(script: str, arguments: list[str], cwd: str, environment: dict, said: list[str]) -> None:
+    """Be a program; its output and its errors go to two files."""
+    for number, file in enumerate(said, 1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    sys.argv = [script, *arguments]
+    others = [path for path in sys.path if not Path(path).is_relative_to(TOP)]
+    sys.path[:] = [str(Path(script).resolve().parent), *others]
+    runpy.run_path(script, run_name="__main__")
+
+
+def start(script, arguments, cwd, environment, said):
+    """Start a program; return its process."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["programs", "torch.utils.tensorboard", "torchvision.utils"])
+    rest = list(map(str, arguments)), str(cwd or os.getcwd()), environment, list(map(str, said))
+    process = context.Process(target=become, args=(str(script), *rest))
+    process.start()
+    return process

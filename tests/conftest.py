@@ -74,15 +74,14 @@ def train(folder: str, settings: dict) -> Path:
 
 
 def run_script(script: Path, *arguments, cwd=None, **environment) -> subprocess.CompletedProcess:
-    """Run a program as a user would; one with an environment of its own starts from nothing."""
-    arguments = list(map(str, arguments))
-    if environment or not hasattr(os, "fork"):
-        command, pipes = [sys.executable, str(script), *arguments], {"capture_output": True}
-        environment, pipes = os.environ | environment, pipes | {"text": True, "timeout": 180}
-        return subprocess.run(command, cwd=cwd, env=environment, **pipes)
+    """Run a program as a user would."""
+    arguments, environment = list(map(str, arguments)), os.environ | environment
+    if not hasattr(os, "fork"):
+        pipes = {"cwd": cwd, "env": environment, "capture_output": True, "text": True}
+        return subprocess.run([sys.executable, str(script), *arguments], timeout=180, **pipes)
     with tempfile.TemporaryDirectory() as folder:
         said = [Path(folder, name) for name in ("out", "err")]
-        process = programs.start(script, arguments, cwd, dict(os.environ), said)
+        process = programs.start(script, arguments, cwd, environment, said)
         process.join(180)
         process.kill()
         texts = [file.read_text() for file in said]

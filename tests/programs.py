@@ -21,6 +21,8 @@ def become(script: str, arguments: list[str], cwd: str, environment: dict, said:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(environment)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding=environment.get("PYTHONIOENCODING"))
     os.chdir(cwd)
     sys.argv = [script, *arguments]
     others = [path for path in sys.path if not Path(path).is_relative_to(TOP)]

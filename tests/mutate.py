@@ -6,7 +6,7 @@ Run:  python tests/mutate.py                                  all of TARGETS
 The tests run once on unchanged code, to find out which lines each executes and how long it takes.
 A mutant then meets those that execute its statement, fastest first, in a fork of this process,
 which has imported PyTorch. It lives in a temporary copy of the repository. Tests that start
-Python themselves are left out: they would take hours. Needs Linux.
+programs are left out: they would take hours. Needs Linux.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+import programs
 import pytest
 from tqdm import tqdm
 
@@ -219,11 +220,15 @@ class Watch:
         self.out, self.tests, self.shared = top / "tests.pickle", {}, {}
         self.names = {str(path): file for file in targets for path in copies(top, file)}
         sys.addaudithook(self.audit)
+        programs.start = self.skip
 
     def audit(self, event, args):
         if event == "subprocess.Popen" and sys.executable in map(str, args[1]):
-            self.skipped = True
-            pytest.skip("imports PyTorch anew, and nobody knows what it executes")
+            self.skip()
+
+    def skip(self, *_):
+        self.skipped = True
+        pytest.skip("a process of its own: nobody knows what it executes")
 
     def trace(self, frame, *_):
         name = self.names.get(frame.f_code.co_filename)

@@ -96,11 +96,16 @@ def run_folders() -> dict[str, Path]:
     return {name.replace("/tensorboard/runs/", "/"): run for name, run in named.items()}
 
 
+def included() -> dict[str, Path]:
+    """Return the generators that come with the repository, by what the page calls them."""
+    names = [f"{model}{trained_on}" for trained_on in ("", "-celeba") for model in MODELS[::-1]]
+    files = {f"{name} (included)": TOP / f"assets/weights/{name}.safetensors" for name in names}
+    return {name: file for name, file in files.items() if file.is_file()}
+
+
 def find(name: str | None) -> Path:
     """Find a run, or included weights, by what the page calls it. Nothing else is ever read."""
-    known = run_folders() | {
-        f"{m} (included)": TOP / f"assets/weights/{m}.safetensors" for m in MODELS
-    }
+    known = run_folders() | included()
     if name not in known:
         raise InputError(f"{name}: no such run." if name else "Choose a run first.")
     return known[name]
@@ -112,7 +117,7 @@ def find(name: str | None) -> Path:
 def sources() -> list[str]:
     """Return the names of what has a generator."""
     own = [n for n, run in run_folders().items() if (run / "generator.safetensors").is_file()]
-    return [*(f"{model} (included)" for model in MODELS[::-1]), *own]
+    return [*included(), *own]
 
 
 @lru_cache(8)

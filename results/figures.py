@@ -7,8 +7,9 @@ Examples:
     python results/figures.py race            the same of the race in results/race/
     python results/figures.py waiting         after how long the quick runs showed faces
     python results/figures.py record RUN      results/MODEL/NAME/, the small files of a run
-    python results/figures.py weights RUN     assets/weights/MODEL.safetensors, in half precision
+    python results/figures.py weights RUN     assets/weights/MODEL[-RUN].safetensors, half precision
     python results/figures.py final           assets/final.png, pictures by those weights
+    python results/figures.py celeba          assets/celeba.png, by those trained on celebrities
 
 For the landscapes three critics are trained by the folders' own steps, on points (B, 2, 1, 1) in
 place of images. As in figure 1 of the WGAN-GP's paper (arXiv:1704.00028, section 4) the generator
@@ -49,6 +50,7 @@ TITLES |= {"WGAN-GP": "WGAN-GP: f(x), slopes held near 1"}
 FACES_AT = {"simpleGAN": 1200, "DCGAN": 600, "WGAN": 200, "WGAN-GP": 260}
 STEPS = 4000  # critic updates; with fewer, or smaller ones, the penalty is met by a bad critic
 SIDE = 2.4  # the landscapes reach from -SIDE to SIDE
+SHOWN = 40  # pictures by each generator
 
 
 def draw_points(count: int, rng: torch.Generator) -> Tensor:
@@ -220,25 +222,41 @@ def record_run(run: Path) -> None:
 
 
 def halve_weights(run: Path) -> None:
-    """Write a run's generator to assets/weights/ in half precision: good enough for pictures."""
+    """Write a run's generator to assets/weights/ in half precision: good enough for pictures.
+
+    It is called MODEL, or MODEL-RUN if it was not trained on the drawn faces.
+    """
     with safe_open(run / "generator.safetensors", "pt") as file:
         about = file.metadata()
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     weights = {k: v.half() if v.dtype == torch.float32 else v for k, v in weights.items()}
-    out = ASSETS / "weights" / f"{json.loads(about['about'])['model']}.safetensors"
+    name = json.loads(about["about"])["model"]
+    if read_json(run / "parameters.json")["data"] != "faces":
+        name += f"-{run.name}"
+    out = ASSETS / "weights" / f"{name}.safetensors"
     save_file(weights, out, about)
     print(f"wrote {out}: {out.stat().st_size / 1e6:.1f} MB")
 
 
 def draw_final() -> None:
     """Draw assets/final.png: real pictures, and what the weights in assets/ make of one noise."""
-    side, count = 64, 40  # smaller pictures are enlarged
-    shown = {"real (drawn)": np.stack(list(load_file_of("DCGAN", "data").draw_faces(count, side)))}
+    faces = load_file_of("DCGAN", "data").draw_faces(SHOWN, 64)
+    draw_generators("final.png", {"real (drawn)": np.stack(list(faces))}, "")
+
+
+def draw_celeba() -> None:
+    """Draw assets/celeba.png: what those make of it that have learned celebrity faces."""
+    draw_generators("celeba.png", {}, "-celeba")
+
+
+def draw_generators(name: str, shown: dict[str, np.ndarray], suffix: str) -> None:
+    """Draw pictures side by side, and those of each model's generator in assets/weights/."""
+    side = 64  # smaller pictures are enlarged
     for model in MODELS:
-        generator, about = load_generator(ASSETS / "weights" / f"{model}.safetensors")
+        generator, about = load_generator(ASSETS / "weights" / f"{model}{suffix}.safetensors")
         rng = torch.Generator().manual_seed(0)
         with torch.no_grad():
-            images = generator(torch.randn(count, about["arguments"]["z_dim"], generator=rng))
+            images = generator(torch.randn(SHOWN, about["arguments"]["z_dim"], generator=rng))
         images = ((images + 1) * 127.5).round().byte().movedim(1, 3).numpy()
         label, times = f"{model}, step {about['step']:,}", side // images.shape[1]
         label += f", {side // times}x{side // times}" * (times > 1)
@@ -248,11 +266,12 @@ def draw_final() -> None:
         sheet = np.asarray(grid(images, 5, side=1))
         panels.append(np.concatenate([label_strip(sheet.shape[1], label), sheet]))
         panels.append(np.full((len(panels[0]), 12, 3), 255, np.uint8))
-    Image.fromarray(np.concatenate(panels[:-1], axis=1)).save(ASSETS / "final.png", optimize=True)
-    print(f"wrote {ASSETS / 'final.png'}")
+    Image.fromarray(np.concatenate(panels[:-1], axis=1)).save(ASSETS / name, optimize=True)
+    print(f"wrote {ASSETS / name}")
 
 
 DRAWN = {"landscapes": draw_landscapes, "curves": draw_curves, "final": draw_final}
+DRAWN |= {"celeba": draw_celeba}
 DRAWN |= {"table": print_runs, "race": print_race, "waiting": print_waiting}
 KEPT = {"record": record_run, "weights": halve_weights}
 

@@ -6,7 +6,7 @@ Examples:
     python results/figures.py table           what the runs in results/ came to, in Markdown
     python results/figures.py race            the same of the race in results/race/
     python results/figures.py waiting         after how long the quick runs showed faces
-    python results/figures.py record RUN      results/MODEL/NAME/, the small files of a run
+    python results/figures.py record RUN      results/MODEL/NAME/, small files and the last frame
     python results/figures.py weights RUN     assets/weights/MODEL[-RUN].safetensors, half precision
     python results/figures.py final           assets/final.png, pictures by those weights
     python results/figures.py celeba          assets/celeba.png, by those trained on celebrities
@@ -40,7 +40,7 @@ sys.path.insert(0, str(TOP))  # for the scripts there
 from compare import read_runs  # noqa: E402
 from generate import grid  # noqa: E402
 from make_gif import label_strip  # noqa: E402
-from runs import MODELS, load_file_of, load_generator, read_json  # noqa: E402
+from runs import MODELS, frames_of, load_file_of, load_generator, read_json  # noqa: E402
 
 ASSETS, RESULTS = TOP / "assets", TOP / "results"
 RECORDED = ("run.json", "parameters.json", "metrics.csv", "evaluation.jsonl")
@@ -206,7 +206,7 @@ def print_waiting() -> None:
 
 
 def record_run(run: Path) -> None:
-    """Copy the small files of a run to results/, without what only its machine knows."""
+    """Copy the small files of a run and its last frame to results/, without its machine's paths."""
     if missing := [name for name in RECORDED if not (run / name).is_file()]:
         raise SystemExit(f"{run} has no {', '.join(missing)}; train and evaluate it first")
     facts, settings = (read_json(run / name) for name in RECORDED[:2])
@@ -218,6 +218,9 @@ def record_run(run: Path) -> None:
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
     for name in RECORDED[2:]:
         shutil.copyfile(run / name, folder / name)
+    shutil.rmtree(folder / "frames", ignore_errors=True)
+    (folder / "frames").mkdir()
+    shutil.copy(frames_of(run)[-1], folder / "frames")
     print(f"wrote {folder}")
 
 

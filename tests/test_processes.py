@@ -27,6 +27,7 @@ from conftest import (
 )
 
 DCGAN = TOP / "DCGAN" / "train.py"
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows starts no forks")
 
 
 class Two:

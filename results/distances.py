@@ -75,6 +75,8 @@ if __name__ == "__main__":
     others = {"automobiles": read_images("cifar10/automobile", 32)[:COUNT]}
     compare("horses 32x32", read_images("cifar10/horse", 32), others)
     compare("T-shirts 32x32", read_images("0", 32), {"dresses": read_images("3", 32)[:COUNT]})
-    compare("celebrities 64x64", read_images("celeba-faces", 64), {"drawn faces": large[:COUNT]})
+    others = {name: draw(f"{name}-celeba") for name in runs.MODELS[1:]}
+    others = {"drawn faces": large[:COUNT]} | others
+    compare("celebrities 64x64", read_images("celeba-faces", 64), others)
     compare("drawn faces 32x32", read_images("faces", 32), {"simpleGAN": draw("simpleGAN")})
     compare("drawn faces 64x64", large, {name: draw(name) for name in runs.MODELS[1:]})

@@ -185,13 +185,15 @@ def print_race() -> None:
 
 def print_runs() -> None:
     """Print the runs on record: their length, and the last evaluation of each."""
-    forms, rows = {"swd": ".3f", "diversity": ".2f", "repetition": ".2f"}, []
+    forms, rows = {"frechet_lite0": ".1f", "swd": ".3f"}, []
+    forms |= {"diversity": ".2f", "repetition": ".2f"}
     for run in read_runs([f for model in MODELS for f in sorted((RESULTS / model).iterdir())]):
         last, size = run.rows.iloc[-1], run.settings["image_size"]
         cells = [f"{run.model}/{run.path.name}", f"{run.settings['data']} {size}x{size}"]
         cells += [f"{last['step']:,.0f}", f"{last['images']:,.0f}", f"{last['seconds'] / 60:.0f}"]
-        found = [(run.evaluation["metrics"][name], form) for name, form in forms.items()]
-        rows.append([*cells, *(f"{x['value']:{form}} ({x['floor']:{form}})" for x, form in found)])
+        found = [(run.evaluation["metrics"].get(name), form) for name, form in forms.items()]
+        texts = (f"{x['value']:{form}} ({x['floor']:{form}})" if x else "" for x, form in found)
+        rows.append([*cells, *texts])
     print_table(["run", "images", "steps", "images shown", "minutes", *forms], rows)
 
 

@@ -553,7 +553,7 @@ def compared(names: list[str]) -> tuple:
 
 def compare_tab(tab: gr.Tab) -> None:
     """Lay out the fourth tab; it is slow to draw, so it is filled when it is opened."""
-    first = [f"results/{model}/quick-faces" for model in MODELS]
+    first = [f"results/{model}/celeba" for model in MODELS]
     with gr.Row():
         known = list(run_folders())
         names = gr.Dropdown(

@@ -14,7 +14,7 @@ import doctor
 import runs
 
 RECORDS = sorted(file.parent for file in (TOP / "results").glob("*/*/run.json"))
-SHORT = [RECORDS.pop(i) for i, run in [*enumerate(RECORDS)][::-1] if "n-critic" in run.name]
+SHORT = [run for run in RECORDS if run.name.startswith("n-critic")]  # of four minutes
 HEALTHY = {
     "simpleGAN": {"loss_d": 0.9, "loss_g": 1.9},
     "DCGAN": {"loss_d": 0.2, "loss_g": 4.6},
@@ -65,7 +65,9 @@ def test_runs_of_four_minutes_are_found_too_short():
     assert [list(found(run)[0]) for run in SHORT] == [["too short"], ["too short"]]
 
 
-@pytest.mark.parametrize("record", RECORDS, ids=lambda record: "/".join(record.parts[-2:]))
+@pytest.mark.parametrize(
+    "record", sorted({*RECORDS} - {*SHORT}), ids=lambda record: "/".join(record.parts[-2:])
+)
 def test_runs_on_record_are_healthy_however_far_they_have_got(record, tmp_path):
     few = ["few images"] * (record.name == "fashion")
     problems, unjudged = found(record)

@@ -99,8 +99,7 @@ def run_folders() -> dict[str, Path]:
 def included() -> dict[str, Path]:
     """Return the generators that come with the repository, by what the page calls them."""
     names = [f"{model}{trained_on}" for trained_on in ("", "-celeba") for model in MODELS[::-1]]
-    files = {f"{name} (included)": TOP / f"assets/weights/{name}.safetensors" for name in names}
-    return {name: file for name, file in files.items() if file.is_file()}
+    return {f"{name} (included)": TOP / f"assets/weights/{name}.safetensors" for name in names}
 
 
 def find(name: str | None) -> Path:

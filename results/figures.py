@@ -250,7 +250,7 @@ def draw_final() -> None:
 
 
 def draw_celeba() -> None:
-    """Draw assets/celeba.png: what those make of it that have learned celebrity faces."""
+    """Draw assets/celeba.png: the same by the generators that have learned celebrity faces."""
     draw_generators("celeba.png", {}, "-celeba")
 
 
@@ -276,8 +276,8 @@ def draw_generators(name: str, shown: dict[str, np.ndarray], suffix: str) -> Non
 
 
 DRAWN = {"landscapes": draw_landscapes, "curves": draw_curves, "final": draw_final}
-DRAWN |= {"celeba": draw_celeba}
-DRAWN |= {"table": print_runs, "race": print_race, "waiting": print_waiting}
+DRAWN |= {"celeba": draw_celeba, "table": print_runs, "race": print_race}
+DRAWN |= {"waiting": print_waiting}
 KEPT = {"record": record_run, "weights": halve_weights}
 
 

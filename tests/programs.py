@@ -1,7 +1,7 @@
 """Programs in processes of their own that do not import PyTorch again, which takes seconds.
 
 A server that has imported it (multiprocessing's) is forked for each. What a program imports
-besides, and how it ends, is as from the command line.
+besides, and its exit code, are as from the command line; functions of atexit are not called.
 """
 
 import multiprocessing

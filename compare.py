@@ -201,6 +201,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="path or name of a run, or a model")
     parser.add_argument("--out", type=Path, default="compare.html", help="default: compare.html")
+    parser.add_argument("--csv", type=Path, help="also write each run's settings and numbers here")
     return parser.parse_args(argv)
 
 
@@ -211,6 +212,11 @@ def main() -> None:
     print(table(runs).to_string(line_width=shutil.get_terminal_size().columns))
     write_page(runs, arguments.out, f"Comparison of {len(runs)} run{'s' * (len(runs) != 1)}")
     print(f"wrote {arguments.out}")
+    if arguments.csv:
+        rows = [{"model": run.model, **run.settings, **numbers_of(run)} for run in runs]
+        with folders.write_aside(arguments.csv) as file:
+            file.write(pd.DataFrame(rows).to_csv(index=False).encode())
+        print(f"wrote {arguments.csv}")
 
 
 if __name__ == "__main__":

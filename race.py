@@ -209,6 +209,7 @@ def report(race: argparse.Namespace, record: dict) -> None:
         shown[model] = {"runs": len(own), **texts}
     shown["floor"] = floors.rename(lambda name: name.removesuffix("_floor")).map(show)
     record |= {"finished": datetime.now().isoformat(), "seeds": race.seeds}
+    record["devices"] = sorted({run.facts["device"] for run in runs})
     with folders.write_aside(race.folder / "race.json") as file:
         file.write(json.dumps(record, indent=2).encode())
     table = pd.DataFrame(shown).reindex(["runs", *names]).fillna("")

@@ -4,9 +4,10 @@ Examples:
     python results/figures.py landscapes      assets/landscapes.png, several minutes
     python results/figures.py curves          assets/curves.png, from results/MODEL/quick-faces/
     python results/figures.py table           what the runs in results/ came to, in Markdown
-    python results/figures.py race            the same of the race in results/race/
+    python results/figures.py race            the same of the races in results/race/
     python results/figures.py waiting         after how long the quick runs showed faces
     python results/figures.py record RUN      results/MODEL/NAME/, small files and the last frame
+    python results/figures.py record RACE     results/race/DATA/, race.json and race.csv
     python results/figures.py weights RUN     assets/weights/MODEL[-RUN].safetensors, half precision
     python results/figures.py final           assets/final.png, pictures by those weights
     python results/figures.py celeba          assets/celeba.png, by those trained on celebrities
@@ -169,18 +170,21 @@ def print_table(head: list[str], rows: list[list[str]]) -> None:
 
 
 def print_race() -> None:
-    """Print the race on record: means and sample standard deviations over seeds."""
-    means = read_json(RESULTS / "race" / "race.json")["means"]
-    floors = pd.read_csv(RESULTS / "race" / "race.csv").filter(regex="_floor$").mean()
-    forms = {"steps": ",.0f", "images": ",.0f", "swd": ".4f"}
-    forms |= dict.fromkeys(("diversity", "repetition", "memorisation"), ".3f")
-    rows = []
-    for model in MODELS:
-        found = [(means[model][name], form) for name, form in forms.items()]
-        rows.append([model, *(f"{x['mean']:{form}} ± {x['spread']:{form}}" for x, form in found)])
-    found = [(floors.get(f"{name}_floor"), form) for name, form in forms.items()]
-    rows.append(["real images", *("" if x is None else format(x, form) for x, form in found)])
-    print_table(["model", *forms], rows)
+    """Print the races on record: means and sample standard deviations over seeds."""
+    forms = {"steps": ",.0f", "images": ",.0f", "frechet_lite0": ".1f", "swd": ".3f"}
+    forms |= {"diversity": ".2f", "repetition": ".2f"}
+    for race in sorted((RESULTS / "race").iterdir()):
+        means, rows = read_json(race / "race.json")["means"], []
+        floors = pd.read_csv(race / "race.csv").filter(regex="_floor$").mean()
+        for model in MODELS:
+            found = [(means[model][name], form) for name, form in forms.items()]
+            texts = (f"{x['mean']:{form}} ± {x['spread']:{form}}" for x, form in found)
+            rows.append([model, *texts])
+        found = [(floors.get(f"{name}_floor"), form) for name, form in forms.items()]
+        rows.append(["real images", *("" if x is None else format(x, form) for x, form in found)])
+        print(f"On `{race.name}`:\n")
+        print_table(["model", *forms], rows)
+        print()
 
 
 def print_runs() -> None:
@@ -208,7 +212,17 @@ def print_waiting() -> None:
 
 
 def record_run(run: Path) -> None:
-    """Copy the small files of a run and its last frame to results/, without its machine's paths."""
+    """Copy the small files of a run or a race to results/, without its machine's paths.
+
+    A run's last frame is copied too.
+    """
+    if (run / "race.json").is_file():
+        folder = RESULTS / "race" / Path(read_json(run / "race.json")["conditions"]["data"]).stem
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("race.json", "race.csv"):
+            shutil.copyfile(run / name, folder / name)
+        print(f"wrote {folder}")
+        return
     if missing := [name for name in RECORDED if not (run / name).is_file()]:
         raise SystemExit(f"{run} has no {', '.join(missing)}; train and evaluate it first")
     facts, settings = (read_json(run / name) for name in RECORDED[:2])

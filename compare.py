@@ -129,6 +129,12 @@ def table(runs: list[Run]) -> pd.DataFrame:
     return pd.concat({"run": came, "metric (floor)": metrics, "setting": differ})
 
 
+def settings_and_numbers(runs: list[Run]) -> pd.DataFrame:
+    """Return a row for each run, to reckon with."""
+    found = [{"run": r.path.resolve().name, "model": r.model} | r.settings for r in runs]
+    return pd.DataFrame([row | numbers_of(run) for row, run in zip(found, runs, strict=True)])
+
+
 def described(run: Run) -> dict[str, str]:
     """Return what the numbers of a run may depend on."""
     facts = {name: run.facts.get(name, "-") for name in ("device", "processes", "torch")}
@@ -201,7 +207,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="path or name of a run, or a model")
     parser.add_argument("--out", type=Path, default="compare.html", help="default: compare.html")
-    parser.add_argument("--csv", type=Path, help="also write each run's settings and numbers here")
+    parser.add_argument("--csv", type=Path, help="also write a row for each run here")
     return parser.parse_args(argv)
 
 
@@ -213,9 +219,8 @@ def main() -> None:
     write_page(runs, arguments.out, f"Comparison of {len(runs)} run{'s' * (len(runs) != 1)}")
     print(f"wrote {arguments.out}")
     if arguments.csv:
-        rows = [{"model": run.model, **run.settings, **numbers_of(run)} for run in runs]
         with folders.write_aside(arguments.csv) as file:
-            file.write(pd.DataFrame(rows).to_csv(index=False).encode())
+            file.write(settings_and_numbers(runs).to_csv(index=False).encode())
         print(f"wrote {arguments.csv}")
 
 

@@ -540,14 +540,13 @@ def plane_tab(page: gr.Blocks) -> None:
 def compared(names: list[str]) -> tuple:
     """Return the table of runs, a CSV file of it, the last grids and the curves."""
     found = compare.read_runs([find(name) for name in names or [None]])
-    table = compare.table(found).rename_axis(["group", "name"]).reset_index()
     file = Path(tempfile.mkdtemp()) / "compare.csv"
-    table.to_csv(file, index=False)
+    compare.settings_and_numbers(found).to_csv(file, index=False)
     with_frames = [run for run in found if runs.has_frames(run.path)]
     last = [(runs.frames_of(run.path)[-1], run.label) for run in with_frames]
     grids = [(Image.open(frame), f"{label}, step {int(frame.stem):,}") for frame, label in last]
     gallery = gr.Gallery(grids, visible=bool(grids))
-    return table, str(file), gallery, compare.figure(found)
+    return compare.table(found).to_html(border=0), str(file), gallery, compare.figure(found)
 
 
 def compare_tab(tab: gr.Tab) -> None:
@@ -559,7 +558,7 @@ def compare_tab(tab: gr.Tab) -> None:
             known, value=first, multiselect=True, label="Runs", scale=4, min_width=300
         )
         file = gr.DownloadButton("Table as CSV", scale=1, min_width=120)
-    table = gr.Dataframe(interactive=False, max_height=900, elem_classes="table")
+    table = gr.HTML(elem_classes="table")
     grids = gr.Gallery(label="Last grids", columns=4, interactive=False, elem_classes="pixels")
     shown = [table, file, grids, gr.Plot(show_label=False)]
     names.change(compared, names, shown, api_name="compare", **QUIET)

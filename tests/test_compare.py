@@ -168,6 +168,16 @@ def test_the_page_is_of_the_runs_that_were_named_each_once(top, monkeypatch, cap
     assert [run.label for run in compare.read_runs([one, twin])] == ["WGAN b", f"WGAN {twin}"]
 
 
+def test_the_csv_has_the_settings_and_numbers_of_each_run_in_a_row(four, top, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["compare.py", "DCGAN", "WGAN", "--csv", "x.csv"])
+    compare.main()
+    first, second = pd.read_csv(top / "x.csv").to_dict("records")
+    assert (first["model"], first["run"], second["model"]) == ("DCGAN", "run", "WGAN")
+    assert (first["lr"], second["n_critic"]) == (8, 5) and np.isnan(first["n_critic"])
+    assert (first["fid"], second["swd"], second["swd_floor"]) == (31.5, 0.03214, 0.0123)
+    assert (second["step"], second["images"], second["seconds"]) == (500, 20000, 125)
+
+
 @pytest.mark.parametrize("file", ["metrics.csv", "evaluation.jsonl"])
 def test_damaged_files_are_named(top, file):
     run = make_run(top, "WGAN")

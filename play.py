@@ -557,10 +557,9 @@ def compare_tab(tab: gr.Tab) -> None:
         names = gr.Dropdown(
             known, value=first, multiselect=True, label="Runs", scale=4, min_width=300
         )
-        file = gr.DownloadButton("Table as CSV", scale=1, min_width=120)
-    table = gr.HTML(elem_classes="table")
+        file = gr.DownloadButton("Numbers as CSV", scale=1, min_width=120)
     grids = gr.Gallery(label="Last grids", columns=4, interactive=False, elem_classes="pixels")
-    shown = [table, file, grids, gr.Plot(show_label=False)]
+    shown = [gr.HTML(elem_classes="table"), file, grids, gr.Plot(show_label=False)]
     names.change(compared, names, shown, api_name="compare", **QUIET)
     tab.select(lambda: gr.Dropdown(list(run_folders())), None, names, api_name="choices")
     tab.select(compared, names, shown, **QUIET)

@@ -7,7 +7,7 @@ Examples:
     python results/figures.py race            the same of the races in results/race/
     python results/figures.py waiting         after how long the quick runs showed faces
     python results/figures.py record RUN      results/MODEL/NAME/, small files and the last frame
-    python results/figures.py record RACE     results/race/DATA/, race.json and race.csv
+    python results/figures.py record RACE     results/race/DATA/: its numbers and last grids
     python results/figures.py weights RUN     assets/weights/MODEL[-RUN].safetensors, half precision
     python results/figures.py final           assets/final.png, pictures by those weights
     python results/figures.py celeba          assets/celeba.png, by those trained on celebrities
@@ -212,15 +212,18 @@ def print_waiting() -> None:
 
 
 def record_run(run: Path) -> None:
-    """Copy the small files of a run or a race to results/, without its machine's paths.
-
-    A run's last frame is copied too.
-    """
+    """Copy the small files and the last grids of a run or a race to results/, without paths."""
     if (run / "race.json").is_file():
         folder = RESULTS / "race" / Path(read_json(run / "race.json")["conditions"]["data"]).stem
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("race.json", "race.csv"):
             shutil.copyfile(run / name, folder / name)
+        grids = {}
+        for model in MODELS:
+            frame = frames_of(run / f"{model}-0")[-1]
+            label = f"{model}, step {int(frame.stem):,}"
+            grids[label] = np.asarray(Image.open(frame).convert("RGB"))
+        save_panels(grids, folder / "last.png")
         print(f"wrote {folder}")
         return
     if missing := [name for name in RECORDED if not (run / name).is_file()]:
@@ -280,13 +283,18 @@ def draw_generators(name: str, shown: dict[str, np.ndarray], suffix: str) -> Non
         label, times = f"{model}, step {about['step']:,}", side // images.shape[1]
         label += f", {side // times}x{side // times}" * (times > 1)
         shown[label] = images.repeat(times, 1).repeat(times, 2)
+    sheets = {label: np.asarray(grid(images, 5, side=1)) for label, images in shown.items()}
+    save_panels(sheets, ASSETS / name)
+
+
+def save_panels(sheets: dict[str, np.ndarray], out: Path) -> None:
+    """Save pictures of one size, uint8 (H, W, 3), side by side, with their names on top."""
     panels = []
-    for label, images in shown.items():
-        sheet = np.asarray(grid(images, 5, side=1))
+    for label, sheet in sheets.items():
         panels.append(np.concatenate([label_strip(sheet.shape[1], label), sheet]))
         panels.append(np.full((len(panels[0]), 12, 3), 255, np.uint8))
-    Image.fromarray(np.concatenate(panels[:-1], axis=1)).save(ASSETS / name, optimize=True)
-    print(f"wrote {ASSETS / name}")
+    Image.fromarray(np.concatenate(panels[:-1], axis=1)).save(out, optimize=True)
+    print(f"wrote {out}")
 
 
 DRAWN = {"landscapes": draw_landscapes, "curves": draw_curves, "final": draw_final}

@@ -14,7 +14,6 @@ import doctor
 import runs
 
 RECORDS = sorted(file.parent for file in (TOP / "results").glob("*/*/run.json"))
-SHORT = [run for run in RECORDS if run.name.startswith("n-critic")]  # of four minutes
 HEALTHY = {
     "simpleGAN": {"loss_d": 0.9, "loss_g": 1.9},
     "DCGAN": {"loss_d": 0.2, "loss_g": 4.6},
@@ -61,24 +60,17 @@ def found(run):
     return {finding.name: finding for finding in problems}, unjudged
 
 
-def test_runs_of_four_minutes_are_found_too_short():
-    assert [list(found(run)[0]) for run in SHORT] == [["too short"], ["too short"]]
-
-
-@pytest.mark.parametrize(
-    "record", sorted({*RECORDS} - {*SHORT}), ids=lambda record: "/".join(record.parts[-2:])
-)
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: "/".join(record.parts[-2:]))
 def test_runs_on_record_are_healthy_however_far_they_have_got(record, tmp_path):
-    few = ["few images"] * (record.name == "fashion")
     problems, unjudged = found(record)
-    assert [list(problems), list(unjudged)] == [few, [COLLAPSED]]
+    assert [list(problems), list(unjudged)] == [[], [COLLAPSED]]
     assert unjudged[COLLAPSED] == f"{record / 'generator.safetensors'}: no such file"
     run = shutil.copytree(record, tmp_path / "run")
     (run / "run.json").write_text(json.dumps(runs.read_facts(run) | RUNNING))
     lines = (record / "metrics.csv").read_text().splitlines(keepends=True)
     for count in range(0, len(lines), 3):
         (run / "metrics.csv").write_text("".join(lines[:count]))
-        assert list(found(run)[0]) == few
+        assert not found(run)[0]
 
 
 @pytest.mark.parametrize(
@@ -218,7 +210,7 @@ def test_samples_that_are_alike_or_come_twice(write, monkeypatch, contrast, blen
         advice = ["--beta1 0.5 (was 0.9)", "--lr 0.0002 (was 0.0003)"]
         assert problems[COLLAPSED].advice == [*advice, WGAN_GP]
         (finding,) = judged(model="WGAN")[0].values()
-        assert finding.advice == ["--n-critic 10 (was 5)"]
+        assert finding.advice == ["--n-critic 4 (was 2)"]
     assert judged(step=499)[1][COLLAPSED] == "step 499 of 500 needed at lr 0.0002"
     assert bool(judged(trained=8)[0]) == (evidence == "variety")  # too few for twins
 

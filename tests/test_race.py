@@ -32,7 +32,7 @@ run.mkdir(parents=True, exist_ok="resume" in asked)
 code, *said = json.loads((top / "say.json").read_text()).get(name, [0])
 critics, steps = 5 if "WGAN" in model else 1, int(asked.get("max-steps", 20))
 facts = {"format": 1, "model": model, "started": "", "finished": None if code else "now"}
-facts["pictures"] = {"shape": [9], "digest": "d"}
+facts |= {"pictures": {"shape": [9], "digest": "d"}, "device": f"cpu of {model}"}
 (run / "run.json").write_text(json.dumps(facts))
 settings = {"batch_size": 8, "seed": seed, "n_critic": critics, "data": "", "data_dir": ""}
 settings |= dict.fromkeys(("image_size", "channels", "epochs", "lr", "d_width"), 1)
@@ -164,6 +164,7 @@ def test_a_failed_run_is_shown_and_stops_nothing(project, capsys):
     project.hold("--images=800", **{"WGAN-0": [1, "train.py: error: loss_d is <nan>"]})
     record = json.loads((project.folder / "race.json").read_text())
     assert record["failed"] == {"WGAN-0": "loss_d is <nan>"}
+    assert record["devices"] == ["cpu of DCGAN", "cpu of WGAN"]
     assert record["means"]["WGAN"]["runs"] == 1 and record["means"]["DCGAN"]["runs"] == 2
     assert record["means"]["WGAN"]["swd"]["spread"] is None
     rows = list(csv.DictReader((project.folder / "race.csv").read_text().splitlines()))

@@ -73,9 +73,18 @@ def rounds(orders: Connection, device: str) -> Iterator[None]:
 
 
 def textbook(model: str, images: Path, device: str, orders: Connection, reuse: bool) -> None:
-    """Train as most repositories do; with `reuse` as the fastest of them."""
-    train = load_file_of(model, "train")
-    config, wasserstein = train.Config(), model.startswith("WGAN")
+    """Take the steps of a textbook loop as they are ordered."""
+    config = load_file_of(model, "train").Config()
+    steps = textbook_steps(model, config, textbook_batches(images, config), device, reuse)
+    for _ in rounds(orders, device):
+        next(steps)
+
+
+def textbook_steps(
+    model: str, config: Any, batches: Iterator[torch.Tensor], device: str, reuse: bool
+) -> Iterator[torch.nn.Module]:
+    """Train as most repositories do, with `reuse` as the fastest of them; yield the generator."""
+    train, wasserstein = load_file_of(model, "train"), model.startswith("WGAN")
     generator = train.Generator(config.z_dim, config.image_size, 3, config.g_width).to(device)
     dropout = (config.dropout,) if hasattr(config, "dropout") else ()
     kind = getattr(train, "Critic", None) or train.Discriminator
@@ -85,8 +94,6 @@ def textbook(model: str, images: Path, device: str, orders: Connection, reuse: b
         optimizer, options["betas"] = torch.optim.Adam, (config.beta1, config.beta2)
     generator_optimizer = optimizer(generator.parameters(), **options)
     critic_optimizer = optimizer(critic.parameters(), **options)
-    batches, step = textbook_batches(images, config), rounds(orders, device)
-    next(step)
     while True:
         for i in range(getattr(config, "n_critic", 1)):
             if i == 0 or not reuse:
@@ -122,8 +129,7 @@ def textbook(model: str, images: Path, device: str, orders: Connection, reuse: b
         generator_optimizer.step()
         if not reuse:
             loss_g.item()
-        if next(step, "end") == "end":
-            return
+        yield generator
 
 
 def textbook_batches(images: Path, config: Any) -> Iterator[torch.Tensor]:

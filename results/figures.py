@@ -6,6 +6,7 @@ Examples:
     python results/figures.py table           what the runs in results/ came to, in Markdown
     python results/figures.py race            the same of the races in results/race/
     python results/figures.py waiting         after how long the quick runs showed faces
+    python results/figures.py peers           our images and rivals' after equal seconds
     python results/figures.py record RUN      results/MODEL/NAME/, small files and the last frame
     python results/figures.py record RACE     results/race/DATA/: its numbers and last grids
     python results/figures.py weights RUN     assets/weights/MODEL[-RUN].safetensors, half precision
@@ -201,6 +202,18 @@ def print_runs() -> None:
     print_table(["run", "images", "steps", "images shown", "minutes", *forms], rows)
 
 
+def print_peers() -> None:
+    """Print the pairs of results/peers.csv: ours, then the rival that ran beside it."""
+    forms = {"steps": ",.0f", "frechet_lite0": ".1f", "swd": ".3f", "repetition": ".2f"}
+    pairs, rows = pd.read_csv(RESULTS / "peers.csv"), []
+    for key, pair in pairs.groupby(["model", "seconds", "seed"]):
+        ours, rival = (found for _, found in pair.iterrows())
+        size, cells = ours["image_size"], [f"{key[1] // 60} min, seed {key[2]}"]
+        cells += [f"{ours[name]:{form}} / {rival[name]:{form}}" for name, form in forms.items()]
+        rows.append([f"{key[0]} {size}x{size}", rival["loop"], *cells])
+    print_table(["model", "rival", "after", *forms], rows)
+
+
 def print_waiting() -> None:
     """Print how long the quick runs took until their frames showed faces."""
     rows = []
@@ -299,7 +312,7 @@ def save_panels(sheets: dict[str, np.ndarray], out: Path) -> None:
 
 DRAWN = {"landscapes": draw_landscapes, "curves": draw_curves, "final": draw_final}
 DRAWN |= {"celeba": draw_celeba, "table": print_runs, "race": print_race}
-DRAWN |= {"waiting": print_waiting}
+DRAWN |= {"waiting": print_waiting, "peers": print_peers}
 KEPT = {"record": record_run, "weights": halve_weights}
 
 

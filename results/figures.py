@@ -208,10 +208,10 @@ def print_peers() -> None:
     pairs, rows = pd.read_csv(RESULTS / "peers.csv"), []
     for key, pair in pairs.groupby(["model", "seconds", "seed"]):
         ours, rival = (found for _, found in pair.iterrows())
-        size, cells = ours["image_size"], [f"{key[1] // 60} min, seed {key[2]}"]
+        size, cells = ours["image_size"], [f"{key[1] // 60} min", f"{key[2]}"]
         cells += [f"{ours[name]:{form}} / {rival[name]:{form}}" for name, form in forms.items()]
         rows.append([f"{key[0]} {size}x{size}", rival["loop"], *cells])
-    print_table(["model", "rival", "after", *forms], rows)
+    print_table(["model", "rival", "after", "seed", *forms], rows)
 
 
 def print_waiting() -> None:

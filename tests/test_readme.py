@@ -166,6 +166,9 @@ def test_numbers_in_the_text_are_the_record():
         pair.sort(key=lambda run: int(run["n_critic"]))
         names = ("step", "frechet_lite0", "swd", "repetition")
         assert shows(row[2], [run[name] for name in names for run in pair])
+    pairs = zip(*(table("peers.csv")[i::2] for i in (0, 1)), strict=True)
+    ratios = [int(a["steps"]) / int(b["steps"]) for a, b in pairs if a["model"] == "DCGAN"]
+    assert shows(README.split("**Fast.**")[1].split("times")[0], [mean(ratios)])
     names = [f"{model}_median_slope" for model in ("simpleGAN", "WGAN", "WGAN-GP")]
     names.insert(1, "weights_at_the_bound")
     text = MODELS.split("- The discriminator's logit")[1].split("`python")[0]

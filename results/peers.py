@@ -5,9 +5,9 @@
 
 The rival is the textbook loop of benchmarks/throughput.py in its fastest form, which has all
 images in memory; or, by its main.py, the dcgan of https://github.com/pytorch/examples, which reads
-PNGs of the right size. Networks and settings are those of quick.json on both sides. The clocks
-start at the first step. At each of --seconds both draw 2,000 images; what evaluate.py says of them
-goes to results/peers.csv.
+PNGs of the right size. Networks and settings are those of quick.json on both sides. The rival's
+clock starts after its first step. At each of --seconds both draw 2,000 images; what evaluate.py
+says of them goes to results/peers.csv.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -120,12 +120,11 @@ def peer(
     (folder / "png" / "all").mkdir(parents=True)
     for i, image in enumerate(images):
         Image.fromarray(image).save(folder / "png" / "all" / f"{i:06d}.png")
-    names, adams = {"__name__": "__main__"}, set()
+    names, updates = {"__name__": "__main__"}, count(1)
 
     def after(optimizer: torch.optim.Optimizer, *_: object) -> None:
         """Note every other update: the generator's comes second."""
-        adams.symmetric_difference_update({"odd"})
-        if not adams:
+        if next(updates) % 2 == 0:
             note(nn.Sequential(nn.Unflatten(1, (-1, 1, 1)), names["netG"]))
 
     register_optimizer_step_post_hook(after)
@@ -165,6 +164,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, nargs="+", default=[300, 1800])
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if args.rival and (args.model, args.image_size) != ("DCGAN", 64):
+        parser.error("--rival is for the DCGAN at 64x64 alone")
     args.data = str(Path(args.data).resolve())
     load_images = runs.load_file_of(args.model, "data").load_images
     with tempfile.TemporaryDirectory() as name:

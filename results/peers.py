@@ -102,7 +102,7 @@ def textbook(
     """Run the textbook loop."""
     config = replace(runs.load_file_of(args.model, "train").Config(), **quick(args.model))
     config = replace(config, image_size=args.image_size)
-    pixels = torch.from_numpy(images.copy()).movedim(3, 1).contiguous()
+    pixels = torch.from_numpy(images).movedim(3, 1).contiguous()
 
     def batches() -> Iterator[Tensor]:
         while True:
@@ -141,19 +141,6 @@ def quick(model: str) -> dict:
     return json.loads((TOP / model / "quick.json").read_text())
 
 
-def describe(images: np.ndarray) -> tuple:
-    """Return what evaluate.py compares of images."""
-    features = evaluate.features_of(evaluate.load_lite0(torch.device("cpu")), images)
-    return features, evaluate.patches_of(images, 0), evaluate.thumbnails_of(images)
-
-
-def compare(drawn: tuple, real: tuple) -> dict[str, float]:
-    """Return evaluate.py's numbers of two descriptions."""
-    features, patches, thumbnails = zip(drawn, real, strict=True)
-    numbers = evaluate.lite0_distances(*features, 0) | evaluate.variety(*thumbnails)
-    return numbers | evaluate.sliced_wasserstein(*patches, 0)
-
-
 def main() -> None:
     """Train both, compare both, and append to the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -178,17 +165,17 @@ def main() -> None:
         train_ours(args, folder)
         rival.join()
         chosen = np.random.default_rng(0).permutation(len(dataset.images))[:NUM]
-        real, rows = describe(dataset.images[chosen]), []
+        real, rows = dataset.images[chosen], []
+        networks = {evaluate.lite0_distances: evaluate.load_lite0(torch.device("cpu"))}
+        loops = {"ours": "ours", "rival": "pytorch/examples" if args.rival else "textbook"}
         for seconds in args.seconds:
-            for side in ("ours", "rival"):
+            for side, loop in loops.items():
                 with np.load(folder / f"{side}-{seconds}.npz") as found:
                     images, steps = found["images"], int(found["steps"])
-                numbers = compare(describe(images), real)
+                numbers = evaluate.measure(images, real, dataset.held_out, None, 0, networks)
                 row = {"model": args.model, "image_size": args.image_size, "seed": args.seed}
-                row |= {"seconds": seconds, "loop": side, "steps": steps}
-                if side == "rival":
-                    row["loop"] = "pytorch/examples" if args.rival else "textbook"
-                rows.append(row | {name: round(numbers[name], 4) for name in NUMBERS})
+                row |= {"seconds": seconds, "loop": loop, "steps": steps}
+                rows.append(row | {name: round(numbers[name]["value"], 4) for name in NUMBERS})
                 print(json.dumps(rows[-1]), flush=True)
     table = TOP / "results" / "peers.csv"
     with table.open("a", newline="") as file:

@@ -130,7 +130,7 @@ def table(runs: list[Run]) -> pd.DataFrame:
 
 
 def settings_and_numbers(runs: list[Run]) -> pd.DataFrame:
-    """Return a row for each run, to reckon with."""
+    """Return a row for each run, for calculations."""
     found = [{"run": r.path.resolve().name, "model": r.model} | r.settings for r in runs]
     return pd.DataFrame([row | numbers_of(run) for row, run in zip(found, runs, strict=True)])
 

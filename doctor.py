@@ -11,7 +11,9 @@ The thresholds lie between what was measured in healthy runs and in runs made si
 """
 
 import math
+import os
 import shlex
+import subprocess
 from argparse import ArgumentParser, RawTextHelpFormatter
 from inspect import getdoc
 from itertools import islice
@@ -212,7 +214,8 @@ def report(run: Path) -> str:
         home, file = runs.TOP / model, here / "parameters.json"
         if here.parts[-3:-1] == ("tensorboard", "runs"):  # in a model's folder, maybe a copy
             home = here.parents[2]
-        again = f"cd {shlex.quote(str(home))} && python train.py --config {shlex.quote(str(file))}"
+        join = shlex.join if os.name == "posix" else subprocess.list2cmdline
+        again = join(map(str, ["python", home / "train.py", "--config", file]))
         lines += ["", f"To train again, with flags to try: {again} ...", ""]
     else:
         lines += ["", "No problems found" + " in what could be judged" * bool(unjudged) + "."]

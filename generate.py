@@ -171,6 +171,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     for name, low in least.items():
         if (value := getattr(args, name)) is not None and not value >= low:
             parser.error(f"--{name.replace('_', '-')} {value}: must be at least {low}")
+    if args.seed >= 2**32:
+        parser.error(f"--seed {args.seed}: must be at most {2**32 - 1}")
     if not 1 <= args.fps <= 50:
         parser.error(f"--fps {args.fps}: must be from 1 to 50, the most that GIFs can show")
     if args.walk and (args.each or args.npz or args.nearest):

@@ -145,13 +145,15 @@ def scenes_of(found: list[Path]) -> list[Scene]:
     for run in found:
         frames, per_step = runs.frames_of(run), runs.images_per_step(run)
         images = [int(frame.stem) * per_step for frame in frames]
-        drawn.append((runs.read_facts(run)["model"], frames, images))
+        drawn.append((runs.read_facts(run)["model"], run.name, frames, images))
+    models = [model for model, *_ in drawn]
     for moment in sorted({count for *_, images in drawn for count in images}):
         scene = []
-        for model, frames, images in drawn:
+        for model, name, frames, images in drawn:
             i = bisect_right(images, moment) - 1  # a run that has ended keeps its last frame
             shown = f"{images[i]:,} images, " if len(found) > 1 else ""
-            scene.append((frames[i], f"{model}   {shown}step {int(frames[i].stem):,}"))
+            label = f"{model} {name}" if models.count(model) > 1 else model
+            scene.append((frames[i], f"{label}   {shown}step {int(frames[i].stem):,}"))
         scenes.append(scene)
     return scenes
 

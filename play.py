@@ -12,7 +12,6 @@ import argparse
 import html
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -90,8 +89,11 @@ def run_folders() -> dict[str, Path]:
     """Return the run folders, the newest first, by what the page calls them."""
     patterns = ("*/tensorboard/runs/*/run.json", "race/*/*/run.json", "results/*/*/run.json")
     found = [file.parent for pattern in patterns for file in TOP.glob(pattern)]
-    found = sorted({*found, *TRAININGS}, key=lambda run: ("results" in run.parts, run.name))
-    own, recorded = ([r for r in found if ("results" in r.parts) == kept] for kept in (False, True))
+    found = sorted({*found, *TRAININGS}, key=lambda run: run.name)
+    own, recorded = (
+        [run for run in found if (run.relative_to(TOP).parts[0] == "results") == kept]
+        for kept in (False, True)
+    )
     named = {run.relative_to(TOP).as_posix(): run for run in own[::-1] + recorded}
     return {name.replace("/tensorboard/runs/", "/"): run for name, run in named.items()}
 
@@ -291,8 +293,8 @@ def start(model: str, data: str, size: int, most: float, unit: str, *settings: f
     if model not in MODELS or unit not in ("seconds", "steps"):
         raise InputError(f"{model}, {unit}: no such model or unit.")
     name = f"{datetime.now():%Y-%m-%d_%H-%M-%S_%f}"[:-3]
-    flags = ["--config=quick.json", f"--name={name}", f"--data={data}", f"--image-size={size}"]
-    flags += ["--epochs=1000000", f"--max-{unit}={most}"]
+    flags = [f"--config={TOP / model / 'quick.json'}", f"--name={name}", f"--data={data}"]
+    flags += [f"--image-size={size}", "--epochs=1000000", f"--max-{unit}={most}"]
     for (setting, (models, _)), value in zip(TRAINING.items(), settings, strict=True):
         names = ("g-width", "d-width") if setting == "width" else (setting.replace("_", "-"),)
         flags += [f"--{flag}={value}" for flag in names if model in models]
@@ -595,8 +597,7 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1", help=risk)
     parser.add_argument("--no-browser", action="store_true", help="only print the address")
     args = parser.parse_args()
-    for name in {"SIGTERM", "SIGHUP", "SIGBREAK"} & {*dir(signal)}:
-        signal.signal(getattr(signal, name), signal.default_int_handler)
+    runs.heed_signals()
     for model in MODELS:
         planes.train_of(model)  # here, since two threads must not import at once
     with tempfile.TemporaryDirectory(prefix="gan-playground-") as scratch:

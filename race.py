@@ -18,7 +18,6 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -137,8 +136,9 @@ def hold_one(race: argparse.Namespace, which: tuple, limits: list) -> str:
         resumed = any(run.glob("checkpoint*.pt"))
         if not resumed:
             shutil.rmtree(run, ignore_errors=True)  # interrupted before its first checkpoint
-        command = [TOP / model / "train.py", "--config=quick.json", "--epochs=1000000"]
-        command += [f"--seed={seed}", f"--g-width={race.width}", f"--d-width={race.width}"]
+        command = [TOP / model / "train.py", f"--config={TOP / model / 'quick.json'}"]
+        command += [f"--{network}-width={race.width}" for network in "gd"]
+        command += ["--epochs=1000000", f"--seed={seed}"]
         command += [f"--{n.replace('_', '-')}={getattr(race, n)}" for n in (*EQUAL, "data_dir")]
         command += [f"--runs-dir={run.parent}", f"--{'resume' if resumed else 'name'}={run.name}"]
         if reason := run_child(command + limits):
@@ -228,8 +228,7 @@ def report(race: argparse.Namespace, record: dict) -> None:
 def main() -> None:
     """Hold the race that the command line asks for."""
     race = parse_arguments()
-    for name in {"SIGTERM", "SIGHUP", "SIGBREAK"} & {*dir(signal)}:  # as Ctrl-C: trainings save
-        signal.signal(getattr(signal, name), signal.default_int_handler)
+    folders.heed_signals()  # as Ctrl-C: trainings save
     try:
         record = open_race(race)
         hold(race, record)

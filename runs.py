@@ -5,6 +5,7 @@ What is missing, damaged or of an unknown kind is an InputError that names it.
 
 import importlib
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,10 +40,23 @@ def plain_errors() -> Iterator[None]:
         code, line = 2, str(error)
     except OSError as error:
         code, line = 1, str(error)
+    except (MemoryError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]  # only its words tell the kind of a RuntimeError
+        told = any(f"{word} memory" in reason for word in ("allocate", "enough", "out of"))
+        if not told and isinstance(error, RuntimeError):
+            raise
+        code, line = 1, f"not enough memory ({reason})"
     except KeyboardInterrupt:
         code, line = 130, "interrupted"
     print(f"{Path(sys.argv[0]).name}: error: {' '.join(line.split())}", file=sys.stderr)
     raise SystemExit(code)
+
+
+def heed_signals() -> None:
+    """Let the signals that end a program act as Ctrl-C, unless nohup has them ignored."""
+    for name in {"SIGTERM", "SIGHUP", "SIGBREAK"} & {*dir(signal)}:
+        if signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:
+            signal.signal(getattr(signal, name), signal.default_int_handler)
 
 
 def read_json(file: Path, *keys: str) -> dict[str, Any]:
@@ -180,7 +194,7 @@ def load_generator(file: Path) -> tuple["torch.nn.Module", dict[str, Any]]:
     """
     import torch
     from safetensors import SafetensorError, safe_open
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     file = file / "generator.safetensors" if file.is_dir() else file
     if not file.is_file():
@@ -192,7 +206,8 @@ def load_generator(file: Path) -> tuple["torch.nn.Module", dict[str, Any]]:
             raise ValueError(f"format {about['format']}, model {about['model']}")
         with torch.device("meta"):  # takes no memory and draws no random numbers
             generator = load_file_of(about["model"], "model").Generator(**about["arguments"])
-        generator.load_state_dict(load_file(file), assign=True)
+        # Read, not mapped: Windows could not replace the file while a training goes on.
+        generator.load_state_dict(load(file.read_bytes()), assign=True)
     except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{file} is damaged, or not a generator from here ({reason})") from None

@@ -4,7 +4,6 @@ Shapes: B batch, C channels, H = W = image_size. Images lie in [-1, 1].
 This file needs torch alone, so a generator can be rebuilt from it and its saved weights.
 """
 
-import torch
 from torch import Tensor, nn
 
 
@@ -88,7 +87,6 @@ class Discriminator(nn.Module):
         return self.layers(images).float()
 
 
-@torch.no_grad()
 def initialize(module: nn.Module) -> None:
     """Draw convolution weights from N(0, 0.02) and norm gains from N(1, 0.02); shifts are 0.
 
@@ -97,6 +95,6 @@ def initialize(module: nn.Module) -> None:
     """
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
         nn.init.normal_(module.weight, 0.0, 0.02)
-    elif isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
+    elif isinstance(module, nn.BatchNorm2d):
         nn.init.normal_(module.weight, 1.0, 0.02)
         nn.init.zeros_(module.bias)

@@ -8,7 +8,6 @@ Shapes: B batch, C channels, H = W = image_size. Images lie in [-1, 1].
 This file needs torch alone, so a generator can be rebuilt from it and its saved weights.
 """
 
-import torch
 from torch import Tensor, nn
 
 
@@ -92,7 +91,6 @@ class Critic(nn.Module):
         return self.layers(images).float()
 
 
-@torch.no_grad()
 def initialize(module: nn.Module) -> None:
     """Draw convolution weights from N(0, 0.02) and norm gains from N(1, 0.02); shifts are 0.
 

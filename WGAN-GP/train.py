@@ -8,7 +8,8 @@ Read:  gradient_penalty, critic_step, generator_step, train.
 Departures from the paper (its Algorithm 1 and section 5; the authors' gan_64x64.py):
   1. Length: 30 epochs of len(images) // batch_size generator updates; theirs: 200,000 updates.
   2. Noise: 100 numbers; their code: 128.
-  3. Networks: the DCGAN's, 4x4 kernels without biases; their code: 5x5 kernels and biases.
+  3. Networks: the DCGAN's, 4x4 kernels without biases; their code: residual networks, or the
+     DCGAN's with 5x5 kernels and biases.
   4. First weights: N(0, 0.02), norm gains N(1, 0.02); their code: uniform, gains 1.
   5. Order: critic before generator, as in Algorithm 1; their code starts every iteration but
      the first with the generator.

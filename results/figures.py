@@ -206,9 +206,10 @@ def print_peers() -> None:
     """Print the pairs of results/peers.csv: ours, then the rival that ran beside it."""
     forms = {"steps": ",.0f", "frechet_lite0": ".1f", "swd": ".3f", "repetition": ".2f"}
     pairs, rows = pd.read_csv(RESULTS / "peers.csv"), []
-    for (model, seconds, seed), pair in pairs.groupby(["model", "seconds", "seed"]):
+    pairs = pairs.groupby(["model", "image_size", "seconds", "seed"])
+    for (model, size, seconds, seed), pair in pairs:
         ours, rival = (found for _, found in pair.iterrows())
-        size, cells = ours["image_size"], [f"{seconds // 60} min", str(seed)]
+        cells = [f"{seconds // 60} min", str(seed)]
         cells += [f"{ours[name]:{form}} / {rival[name]:{form}}" for name, form in forms.items()]
         rows.append([f"{model} {size}x{size}", rival["loop"], *cells])
     print_table(["model", "rival", "after", "seed", *forms], rows)

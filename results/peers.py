@@ -7,12 +7,11 @@ The rival is the textbook loop of benchmarks/throughput.py in its fastest form, 
 images in memory; or, by its main.py, the dcgan of https://github.com/pytorch/examples, which reads
 PNGs of the right size. Networks and settings are those of quick.json on both sides. The rival's
 clock starts after its first step. At each of --seconds both draw 2,000 images; what evaluate.py
-says of them goes to results/peers.csv.
+says of them goes to results/peers.csv, in place of what was there of the same pair.
 """
 
 import argparse
 import copy
-import csv
 import json
 import multiprocessing
 import os
@@ -26,6 +25,7 @@ from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -61,7 +61,7 @@ def train_ours(args: argparse.Namespace, folder: Path) -> None:
     """Run train.py until each moment, and draw."""
     start = ["--config", "quick.json", "--epochs", "100000", "--image-size", str(args.image_size)]
     start += ["--data", args.data, "--data-dir", str(folder), "--hold-out", str(HOLD_OUT)]
-    start += ["--seed", str(args.seed), "--name", "ours"]
+    start += ["--channels", "3", "--seed", str(args.seed), "--name", "ours"]
     for seconds in args.seconds:
         command = [sys.executable, "train.py", *start, "--max-seconds", str(seconds)]
         subprocess.run([*command, "--runs-dir", str(folder)], cwd=TOP / args.model, check=True)
@@ -144,7 +144,7 @@ def quick(model: str) -> dict:
 def main() -> None:
     """Train both, compare both, and append to the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", choices=runs.MODELS)
+    parser.add_argument("model", choices=runs.MODELS[1:])
     parser.add_argument("--rival", type=Path, help="main.py of pytorch/examples' dcgan")
     parser.add_argument("--data", required=True, help="folder of images")
     parser.add_argument("--image-size", type=int, default=64)
@@ -177,12 +177,9 @@ def main() -> None:
                 row |= {"seconds": seconds, "loop": loop, "steps": steps}
                 rows.append(row | {name: round(numbers[name]["value"], 4) for name in NUMBERS})
                 print(json.dumps(rows[-1]), flush=True)
-    table = TOP / "results" / "peers.csv"
-    with table.open("a", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        if not file.tell():
-            writer.writeheader()
-        writer.writerows(rows)
+    table, pair = TOP / "results" / "peers.csv", ["model", "image_size", "seed", "seconds"]
+    found = pd.concat([pd.read_csv(table), pd.DataFrame(rows)])
+    found.drop_duplicates([*pair, "loop"], keep="last").to_csv(table, index=False)
 
 
 if __name__ == "__main__":

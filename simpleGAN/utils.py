@@ -67,8 +67,15 @@ def plain_errors() -> Iterator[None]:
         return
     except InputError as error:
         code, line = 2, str(error)
-    except (RunError, OSError, torch.OutOfMemoryError) as error:
+    except (RunError, OSError) as error:
         code, line = 1, str(error)
+    except (MemoryError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]  # only its words tell the kind of a RuntimeError
+        told = any(f"{word} memory" in reason for word in ("allocate", "enough", "out of"))
+        if not told and isinstance(error, RuntimeError):
+            raise
+        smaller = "--batch-size, --image-size or --g-width and --d-width"
+        code, line = 1, f"not enough memory ({reason}); try a smaller {smaller}"
     except KeyboardInterrupt:
         code, line = 130, "interrupted; what was saved before is kept"
     if code != 2 or process() == 0:  # all processes have the same settings
@@ -236,9 +243,9 @@ def set_up(config: Config) -> tuple[torch.device, Config]:
     if device.type == "cpu":
         torch.set_flush_denormal(True)
         if platform.libc_ver()[0] == "glibc":
-            # Keep freed memory: gradients of over 32 MB come and go at every step, and
-            # getting them again from the system costs a page fault for every 4 kB.
-            for option, value in ((-1, 2**31 - 1), (-3, 2**31 - 1), (-2, 2**28)):
+            # Keep freed memory (M_TRIM_THRESHOLD, M_MMAP_MAX, M_TOP_PAD): large gradients come
+            # and go at every step, and getting them again costs a page fault for every 4 kB.
+            for option, value in ((-1, 2**31 - 1), (-4, 0), (-2, 2**28)):
                 ctypes.CDLL(None).mallopt(option, value)
     return device, replace(config, precision=precision)
 
@@ -617,7 +624,8 @@ class Run:
             signal.signal(number, signal.default_int_handler)  # a second request ends at once
 
         for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):  # Windows lacks the third
-            if number := getattr(signal, name, None):
+            number = getattr(signal, name, None)
+            if number and signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets SIGHUP
                 self.open.callback(signal.signal, number, signal.signal(number, receive))
         with writing(self.path), self.open, self.bar:
             if self.step == 0:
@@ -666,7 +674,8 @@ class Run:
             if processes() > 1:
                 start = ["torchrun", "--standalone", f"--nproc-per-node={processes()}"]
             where = ["--resume", self.path.name, "--runs-dir", self.path.parent]
-            resume = shlex.join(map(str, [*start, HERE / "train.py", *where]))
+            join = shlex.join if os.name == "posix" else subprocess.list2cmdline
+            resume = join(map(str, [*start, HERE / "train.py", *where]))
             self.say(f"stopped     after {steps}, which are saved; to resume: {resume}")
         if processes() > 1:
             gather(None)  # one that leaves early can abort

@@ -241,8 +241,9 @@ def test_the_report_and_the_command_to_train_again(write, tmp_path, monkeypatch,
         assert lines[3] == "   evidence  clipped = 0.9 (above 0.7)"
         assert lines[4] == "   try       --lr 5e-05 (was 0.0002)"
         assert lines[6].startswith("   source    WGAN-GP, arXiv:1704.00028")
-        again = ["python", "train.py", "--config", str(run / "parameters.json"), "..."]
-        assert shlex.split(lines[8].partition(": ")[2]) == ["cd", str(folder), "&&", *again]
+        again = ["--config", str(run / "parameters.json"), "..."]
+        command = ["python", str(folder / "train.py"), *again]
+        assert shlex.split(lines[8].partition(": ")[2]) == command
         assert lines[-1].startswith("Not judged: generator has collapsed: ")
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
     last = report(monkeypatch, capsys, own, write("WGAN")).splitlines()

@@ -164,6 +164,42 @@ def test_a_signal_ends_a_step_and_two_end_at_once(flags, number, tmp_path, capsy
     assert_equal(train(flags, "--max-steps 12 --name whole"), go_on(flags, 12))
 
 
+def test_nohup_keeps_a_training_from_hangups(flags, monkeypatch):
+    files = load("DCGAN")
+    step = files.train.generator_step
+
+    def interrupted(*args):
+        os.kill(os.getpid(), signal.SIGHUP)
+        return step(*args)
+
+    monkeypatch.setattr(files.train, "generator_step", interrupted)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert "finished    3 steps" in (train(flags, "--max-steps 3") / "train.log").read_text()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_too_little_memory_is_one_line(flags, capsys, monkeypatch):
+    monkeypatch.setattr(load("DCGAN").train, "generator_step", lambda *_: torch.empty(2**50))
+    code, line = failure(capsys, flags, "--max-steps 3")
+    assert code == 1 and "not enough memory" in line and "try a smaller --batch-size" in line
+
+
+def test_signals_end_the_scripts_as_ctrl_c_does_unless_they_are_ignored():
+    signals = [signal.SIGTERM, signal.SIGHUP]
+    before = [signal.signal(each, signal.SIG_DFL) for each in signals]
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what nohup does
+        runs.heed_signals()
+        os.kill(os.getpid(), signal.SIGHUP)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        for each, handler in zip(signals, before, strict=True):
+            signal.signal(each, handler)
+
+
 @pytest.mark.parametrize("module", ["dataclasses", "torch.nn", "filelock"])
 def test_ctrl_c_while_modules_are_imported_shows_no_traceback(module):
     command = [sys.executable, "-X", "importtime", TOP / "DCGAN" / "train.py"]

@@ -223,6 +223,7 @@ def test_a_copied_folder_of_any_name_has_runs_and_weights(call, tmp_path, capsys
         ("W --nearest", "--nearest: "),
         ("W --num 0", "--num 0: must be at least 1"),
         ("W --walk 1", "--walk 1: must be at least 2"),
+        ("W --seed 4294967296", "--seed 4294967296: must be at most 4294967295"),
         ("W --walk 3 --fps 51", "--fps 51.0: must be from 1 to 50"),
         ("W --walk 3 --max-mb nan", "--max-mb nan: must be at least 0.1"),
         ("W --walk 3 --npz x.npz", "--walk cannot be combined with"),

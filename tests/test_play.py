@@ -49,7 +49,7 @@ def until(condition, seconds=180):
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """Copy what play.py needs, and a zip of tiny images: nothing here writes to this checkout."""
-    top = tmp_path_factory.mktemp("project")
+    top = tmp_path_factory.mktemp("project") / "results"  # a name that means nothing out there
     others = shutil.ignore_patterns("tensorboard", "data", "__pycache__")
     for name in (*FOLDERS, "assets/weights", "results"):
         shutil.copytree(TOP / name, top / name, ignore=others)

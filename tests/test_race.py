@@ -96,7 +96,8 @@ def test_all_runs_have_equal_conditions_and_a_partial_race_is_fair(project):
     assert found.pop("trial") and list(found) == ["DCGAN-0", "WGAN-0", "DCGAN-1", "WGAN-1"]
     for name, asked in found.items():
         steps = {"DCGAN": 100, "WGAN": 20}[name[:-2]]  # 800 images, 8 or 5 x 8 a step
-        own = {"max-steps": f"{steps}", "seed": name[-1], "name": name, "config": "quick.json"}
+        own = {"max-steps": f"{steps}", "seed": name[-1], "name": name}
+        own["config"] = str(project.top / name[:-2] / "quick.json")
         own |= {f"{part}-every": str(max(1, steps // n)) for part, n in race.EVERY.items()}
         assert asked | own == asked and int(asked.pop("epochs")) >= 10**6
         assert {flag: value for flag, value in asked.items() if flag not in own} == {

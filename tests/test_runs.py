@@ -150,9 +150,12 @@ def test_errors_end_in_one_line_and_a_code(monkeypatch, capsys):
         (runs.InputError("a:\n b"), 2, "a: b"),
         (FileNotFoundError(2, "No such file", "x/y"), 1, "[Errno 2] No such file: 'x/y'"),
         (KeyboardInterrupt(), 130, "interrupted"),
+        (MemoryError("for 9 GiB"), 1, "not enough memory (for 9 GiB)"),
     ):
         with pytest.raises(SystemExit) as ended, runs.plain_errors():
             raise error
         assert (ended.value.code, capsys.readouterr().err) == (code, f"x.py: error: {line}\n")
+    with pytest.raises(RuntimeError, match="memory_format"), runs.plain_errors():
+        raise RuntimeError("a fault of ours: memory_format")
     with runs.plain_errors():  # a terminal may not have the letters of a name
         assert sys.stdout.errors == sys.stderr.errors == "backslashreplace"

@@ -149,7 +149,7 @@ def advance(plane: Plane, steps: int, seconds: float = math.inf) -> None:
         raise runs.InputError(f"The training diverged at step {plane.step:,}. Press Reset.")
     plane.history.append({"step": plane.step, **row})
     if len(plane.history) > ROWS:
-        del plane.history[::2]
+        del plane.history[1::2]
 
 
 def look(plane: Plane) -> tuple[Tensor, Tensor]:

@@ -85,11 +85,16 @@ def test_the_table_shows_how_far_runs_came_and_their_metrics_beside_the_floors(f
 
 def test_only_settings_that_differ_are_in_the_table_those_of_evaluations_included(top):
     made = [make_run(top, "WGAN", lr=1e-4), make_run(top, "DCGAN", lr=2e-4, digest="b", k=1)]
+    for run, device in zip(made, ("cpu (x)", "cuda:0 (y)"), strict=True):
+        for file, found in (("parameters.json", "auto"), ("run.json", device)):
+            content = json.loads((run / file).read_text()) | {"device": found}
+            (run / file).write_text(json.dumps(content))
     evaluate(made[0], num=100, swd=(1, 1))
     evaluate(made[1], num=200, swd=(1, 1))
     differ = compare.table(compare.read_runs(made)).loc["setting"].T.to_dict("list")
     assert differ.pop("images") == [f"[90, 16, 16, 3], digest {d}" for d in ("aaaaaaaa", "b")]
     assert differ.pop("evaluation's num") == ["100", "200"]
+    assert differ.pop("device") == ["cpu (x)", "cuda:0 (y)"]  # where they ran
     assert differ == {"lr": ["0.0001", "0.0002"], "n_critic": ["5", "-"], "k": ["-", "1"]}
 
 
@@ -110,6 +115,7 @@ def test_every_curve_is_drawn_from_its_file_against_each_axis(four):
             assert all(np.array_equal(buttons[n][i], columns[n]) for n in buttons for i in pair)
             assert figure.data[raw].hovertemplate and figure.data[mean].hoverinfo == "skip"
             assert not figure.data[mean].hovertemplate  # or each tooltip is shown twice
+    assert not any(axis.matches for axis in figure.select_yaxes())  # each has heights of its own
     assert not lines and set(buttons) == {"images", "seconds", "step"}
     assert len([line for line in figure.data if line.showlegend]) == 4
     assert all(line.legendgroup == line.name for line in figure.data)  # a click hides all of a run

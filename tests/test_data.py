@@ -1,6 +1,7 @@
 """Images against Pillow's plain pipeline, which images are taken, minibatches, the drawn faces."""
 
 import hashlib
+import io
 import os
 import random
 import shutil
@@ -259,6 +260,15 @@ def test_images_are_decoded_once_and_again_when_anything_differs(tmp_path, monke
         change()
         found = read(folder, tmp_path)
         assert len(names) == expected and (expected == 9 or (found.images == kept).all())
+    digests = set()
+    for color in (5, 6):  # of the same number of bytes
+        with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
+            for name in NAMES:
+                file = io.BytesIO()
+                Image.new("RGB", (16, 16), (color, 0, 0)).save(file, "BMP")
+                archive.writestr(name, file.getvalue())
+        digests.add(read(tmp_path / "p.zip", tmp_path).digest)
+    assert len(digests) == 2
     kinds = [(16, 1), (16, 3), (16, "data"), (32, 3)]
     assert len({read(folder, tmp_path, *kind).cache for kind in kinds}) == 4
     shutil.copytree(folder, tmp_path / "copy")

@@ -140,7 +140,11 @@ def test_what_is_written(run, call, capsys):
     text = capsys.readouterr().out
     assert "150 generated" in text and "150 unseen images (drawn)" in text and "few" in text
     for name, found in row["metrics"].items():
-        printed = re.search(rf"^{name} +(?P<value>\S+) +(?P<floor>\S+)  \w", text, re.M).groupdict()
+        printed = re.search(rf"^{name} +(?P<value>\S+) +(?P<floor>\S+)  (.*)", text, re.M)
+        better = ("lower", "higher")["precision" in name or "recall" in name]
+        better = "near" if name in ("diversity", "repetition", "memorisation") else better
+        assert printed[3].startswith(better)
+        printed = printed.groupdict()
         assert {key: float(printed[key]) for key in printed} == pytest.approx(found, rel=1e-3)
 
 
@@ -227,12 +231,16 @@ def test_distances_of_two_gaussians(monkeypatch):
     assert evaluate.inception_distances(fake, real, 0) == {"fid": frechet, "kid": kernel}
     many = gaussian([0, 0], [1, 2], 1010)  # of more than 1,000 the seed chooses
     assert len({evaluate.kernel_distance(many, many, 1, 1000, seed) for seed in (0, 1)}) == 2
+    found = [evaluate.lite0_distances(many, many, seed)["kernel_lite0"] for seed in (0, 1)]
+    assert found[0] == pytest.approx(found[1], abs=1e-9)  # of all of them, in some order
 
 
 def test_the_projection_is_orthogonal_and_spoils_no_direction():
     real, units = gaussian([0] * 128, [1] * 128, 200), torch.eye(128)
     kept = [evaluate.lite0_distances(real + x, real, 0)["frechet_lite0"] for x in units]
     assert sum(kept) == pytest.approx(64, rel=1e-4) and 0.2 < min(kept) < max(kept) < 0.8
+    other_seed = evaluate.lite0_distances(real + units[0], real, 1)["frechet_lite0"]
+    assert other_seed == pytest.approx(kept[0])
 
 
 def test_precision_and_recall_of_clusters():

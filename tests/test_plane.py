@@ -2,9 +2,11 @@
 
 import base64
 import io
+import re
 from copy import deepcopy
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
 from conftest import FOLDERS, load
@@ -137,13 +139,21 @@ def test_pictures_show_every_point_and_the_landscape(model):
     assert plane.real[0].flatten().tolist() == pytest.approx(
         [(x - 200) / 125, (200 - y) / 125], abs=1e-2
     )
+    corners = re.findall(r"M(\S+) (\S+)L(\S+) ([^L]+)", arrows)
+    tails, tips = np.array(corners, float).reshape(-1, 2, 2).swapaxes(0, 1)
+    points, told = (found[::2].numpy() for found in planes.look(plane))
+    np.testing.assert_allclose(tails, 200 + points * [125, -125], atol=0.06)
+    longest = np.linalg.norm(planes.look(plane)[1], axis=1).max()
+    np.testing.assert_allclose(tips - tails, told / longest * [37.5, -37.5], atol=0.11)
     data = next(field.iter("image")).get("href").partition(",")[2]
     shades = Image.open(io.BytesIO(base64.b64decode(data)))
     assert shades.getpixel((280, 5)) < shades.getpixel((5, 280))  # f(x) = 3x + 4y: dark top right
+    assert shades.getpixel((142, 5)) < shades.getpixel((280, 142))  # and darker above than right
     assert "Press Play" in planes.charts(plane)
     planes.advance(plane, 1), planes.advance(plane, 1)
     curves = ElementTree.fromstring(planes.charts(plane))
     titles = [title.text for title in curves.iter("b")]
+    assert f"{plane.history[-1]['slope']:.3g}" in titles
     assert "Losses" in titles and ("Weights at the clamp" in titles) == (model == "WGAN")
 
 

@@ -107,8 +107,12 @@ def test_a_click_chooses_an_image_and_a_walk_is_a_loop(here):
     picture, click = np.zeros((552, 552, 3)), SimpleNamespace(index=[300, 150])
     assert play.pick(picture, "first", 0, 1, click) == (6, 1)
     assert play.pick(picture, "second", 0, 1, click) == (0, 6)
+    generator, zs, _ = play.sheet_of(INCLUDED, 0, 1)
+    images = next(generate.draw(generator, zs, 16)).astype(int)
     with Image.open(play.walk(INCLUDED, 0, 1, 14).value["path"]) as gif:
         assert gif.n_frames > 60 and gif.info["loop"] == 0
+        start = np.asarray(gif.convert("RGB").resize((32, 32), 0))
+    assert np.abs(images - start).mean((1, 2, 3)).argmin() == 14
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../secret", "", None])
@@ -130,6 +134,9 @@ def test_a_training_ends_goes_on_pauses_and_is_explored(here):
     assert run.parent == here / "WGAN/tensorboard/runs" and play.choose().value == name
     until(lambda: not play.is_training(run))
     assert play.state_of(run).startswith("Finished · step 40/40, loss_d")
+    play.resume(name, 2, "seconds")
+    until(lambda: not play.is_training(run))
+    assert 2 <= runs.read_json(run / "parameters.json")["max_seconds"] <= 5
 
     play.resume(name, 100000, "steps")
     until(lambda: len(list(run.glob("frames/*.png"))) > 4 and play.is_training(run))
@@ -182,6 +189,7 @@ def test_the_plane_plays_steps_and_is_tuned(kind):
     values = [slider.value for slider in play.proper(kind)]
     plane, field, charts = play.reset("ring", kind, 8, 3, *values)
     assert "step 0<" in field and "Press Play" in charts
+    assert getattr(plane.config, "minimax", False) == ("minimax" in kind)
     assert "step 1<" in play.one_step(plane)[0]
     playing = play.play(plane)
     assert "step 1<" not in next(playing)[0] and 2 <= plane.step <= 4
@@ -192,6 +200,12 @@ def test_the_plane_plays_steps_and_is_tuned(kind):
         next(play.play(None))
     with pytest.raises(gr.Error, match="diverged"):
         list(islice(playing, 50))
+
+
+def test_probabilities_have_their_names(here):
+    found = play.curves(here / "results/DCGAN/celeba")
+    shown = [re.search(rf"{name} <b>([.\d]+)", found)[1] for name in (r"D\(x\), real", "generated")]
+    assert float(shown[0]) > 0.5 > float(shown[1])  # as in every training that goes well
 
 
 def test_comparison_is_that_of_compare(here):
@@ -237,6 +251,8 @@ def test_pages_have_planes_of_their_own_and_files_stay_private(served, project):
     assert "step 1<" in one.predict(api_name="/one_step")[0]
     assert "step 2<" in one.predict(api_name="/one_step")[0]
     assert "step 1<" in other.predict(api_name="/one_step")[0]
+    pick = next(d for d in one.config["dependencies"] if d["api_name"] == "pick")
+    assert pick["inputs"][2:] == pick["outputs"]  # a click leaves the other choice as it is
     drawn = one.predict(INCLUDED, 0, 1, 0, 1, 0, *[0] * 6, api_name="/draw")
     assert Image.open(drawn).size == (544, 544)
     for file in (project / "play.py", project / "tiny.zip", "/etc/passwd"):

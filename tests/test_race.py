@@ -200,7 +200,9 @@ def test_means_and_spread_are_those_of_the_runs(project, capsys):
     for model in ("DCGAN", "WGAN"):
         files = [project.folder / f"{model}-{seed}" / "evaluation.jsonl" for seed in range(2)]
         found = [json.loads(file.read_text())["metrics"]["swd"]["value"] for file in files]
-        assert [float(row["swd"]) for row in rows if row["model"] == model] == found
+        its = [row for row in rows if row["model"] == model]
+        assert [float(row["swd"]) for row in its] == found
+        assert [row["seed"] for row in its] == ["0", "1"]
         assert means[model]["swd"] == pytest.approx({"mean": fmean(found), "spread": stdev(found)})
         text = f"{fmean(found):.4g} ± {stdev(found):.2g}"
         assert text in said and text in page
@@ -216,8 +218,9 @@ def test_evaluate_py_and_make_gif_py_understand_what_they_are_asked(project):
     project.hold("--images=800")
     run = project.folder / "DCGAN-0"
     asked = json.loads((run / "evaluation.jsonl").read_text())["asked"]
-    asked = evaluate.parse_arguments([str(run), *asked, "--num=200"])
-    assert (asked.seed, asked.device) == (0, "cpu")
+    asked = [word.replace("--num=20", "--num=200") for word in asked]  # 20 are too few
+    asked = evaluate.parse_arguments([str(run), *asked])
+    assert (asked.num, asked.seed, asked.device) == (200, 0, "cpu")
     asked = make_gif.parse_arguments(json.loads((project.folder / "race.gif").read_text()))
     assert asked.side_by_side and asked.out == project.folder / "race.gif"
     assert {text.split("/")[-1] for text in map(str, asked.runs)} == {"DCGAN-0", "WGAN-0"}

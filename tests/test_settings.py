@@ -166,10 +166,13 @@ def test_paths_are_stored_whole(files, tmp_path, monkeypatch):
 def test_resume_brings_the_settings_of_the_run_and_flags_win(tiny, tmp_path):
     files = load("WGAN-GP")
     run = train("WGAN-GP", tiny | {"name": "run", "lr": 3e-3, "graphs": False})
+    (tmp_path / "more.json").write_text('{"log_every": 5, "frame_every": 5}')
     argv = ["--resume", "run", "--runs-dir", tmp_path / "runs", "--max-steps", 9]
+    argv += ["--config", tmp_path / "more.json", "--frame-every", 7]
     config = parse(files, *argv)
     assert (config.lr, config.graphs, config.image_size) == (3e-3, False, 16)
     assert (config.max_steps, config.resume, config.name) == (9, "run", "")
+    assert (config.log_every, config.frame_every) == (5, 7)
     assert {"name", "resume", "runs_dir"}.isdisjoint(
         json.loads((run / "parameters.json").read_text())
     )

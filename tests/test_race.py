@@ -78,7 +78,7 @@ def project(tmp_path, monkeypatch):
         (tmp_path / name).write_text(text)
     for module in (runs, race):
         monkeypatch.setattr(module, "TOP", tmp_path)
-    monkeypatch.setattr(race.signal, "signal", lambda *_: None)  # pytest has its own
+    monkeypatch.setattr(runs, "heed_signals", lambda: None)  # pytest has its own
 
     def hold(*argv, **say):
         """Hold a race of two seeds; return what trainings were asked, by name and in order."""

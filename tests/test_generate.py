@@ -212,8 +212,8 @@ def test_a_copied_folder_of_any_name_has_runs_and_weights(call, tmp_path, capsys
     images, (training, _) = np.load("x.npz")["images"], runs.load_images(run)
     found, distances = generate.nearest(images, training)
     nearest = training[found]
-    said = f"least 0.0, median {np.sort(distances)[22]:.1f}"
-    assert said in capsys.readouterr().out and distances[22] > 1
+    middle = np.sort(distances)[22]
+    assert f"least 0.0, median {middle:.1f}" in capsys.readouterr().out and middle > 1
     assert (images == nearest).all((1, 2, 3)).sum() == 20  # the other 10 were held out
     pairs = np.concatenate([images, nearest], 2)
     assert (picture(run / "nearest.png") == sheet(pairs, 5, 1100 // 208, gap=8)).all()

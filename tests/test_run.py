@@ -230,6 +230,10 @@ def test_a_run_can_be_extended_and_takes_the_newest(tiny):
     assert_equal(whole, part)
     assert facts_of(part)["started"] == started < facts_of(part)["finished"]
     assert json.loads((part / "parameters.json").read_text())["max_steps"] == 6
+    before, after = rows_of(part)[-2:]  # speed is of the steps since the run was resumed
+    images, seconds = (float(after[n]) - float(before[n]) for n in ("images", "seconds"))
+    speed = events_of(part).Scalars("images_per_second")[-1].value
+    assert speed == pytest.approx(images / seconds, rel=0.5)
 
 
 def test_a_run_resumes_elsewhere_on_the_same_images(tiny, tmp_path):

@@ -83,6 +83,8 @@ def test_six_steps_are_the_papers(folder, changes, colors, tmp_path):
         assert count == STEPS * (updates + 1)
     for count in check(state[other], *opponents):
         assert count == STEPS * (2 * updates + 1)
+    for name in ("generator_optimizer", f"{other}_optimizer"):  # six steps would hardly show it
+        assert [group["weight_decay"] for group in state[name]["param_groups"]] == [0]
 
     logged = rows_of(run)
     assert [row["step"] for row in logged] == ["4", "6"]

@@ -216,7 +216,7 @@ def test_a_copied_folder_of_any_name_has_runs_and_weights(call, tmp_path, capsys
     assert f"least 0.0, median {middle:.1f}" in capsys.readouterr().out and middle > 1
     assert (images == nearest).all((1, 2, 3)).sum() == 20  # the other 10 were held out
     pairs = np.concatenate([images, nearest], 2)
-    assert (picture(run / "nearest.png") == sheet(pairs, 5, 1100 // 208, gap=8)).all()
+    assert (picture(run / "nearest.png") == sheet(pairs, 5, 1100 // 224, gap=8)).all()
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ class Config:
     data_dir: str = ""
     """Folder for downloads and decoded images; by default data/ beside train.py."""
     hold_out: Limit = 0
-    """Number of images kept from training; evaluate.py uses them as its floor."""
+    """Number of images kept from training; evaluate.py takes its floor from them."""
     seed: Seed = 0
     """Seed of everything random."""
     device: str = "auto"

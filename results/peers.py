@@ -142,7 +142,7 @@ def quick(model: str) -> dict:
 
 
 def main() -> None:
-    """Train both, compare both, and append to the table."""
+    """Train both, compare both, and put their rows into the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", choices=runs.MODELS[1:])
     parser.add_argument("--rival", type=Path, help="main.py of pytorch/examples' dcgan")

@@ -206,13 +206,13 @@ def print_peers() -> None:
     """Print the pairs of results/peers.csv: ours, then the rival that ran beside it."""
     forms = {"steps": ",.0f", "frechet_lite0": ".1f", "swd": ".3f", "repetition": ".2f"}
     pairs, rows = pd.read_csv(RESULTS / "peers.csv"), []
-    pairs = pairs.groupby(["model", "image_size", "seconds", "seed"])
-    for (model, size, seconds, seed), pair in pairs:
+    pairs = pairs.groupby(["model", "image_size", "lr", "seconds", "seed"])
+    for (model, size, lr, seconds, seed), pair in pairs:
         ours, rival = (found for _, found in pair.iterrows())
-        cells = [f"{seconds // 60} min", str(seed)]
+        cells = [f"{lr:g}", f"{seconds // 60} min", str(seed)]
         cells += [f"{ours[name]:{form}} / {rival[name]:{form}}" for name, form in forms.items()]
         rows.append([f"{model} {size}x{size}", rival["loop"], *cells])
-    print_table(["model", "rival", "after", "seed", *forms], rows)
+    print_table(["model", "rival", "lr", "after", "seed", *forms], rows)
 
 
 def print_waiting() -> None:

@@ -5,9 +5,9 @@
 
 The rival is the textbook loop of benchmarks/throughput.py in its fastest form, which has all
 images in memory; or, by its main.py, the dcgan of https://github.com/pytorch/examples, which reads
-PNGs of the right size. Networks and settings are those of quick.json on both sides. The rival's
-clock starts after its first step. At each of --seconds both draw 2,000 images; what evaluate.py
-says of them goes to results/peers.csv, in place of what was there of the same pair.
+PNGs of the right size. Networks and settings are those of quick.json on both sides, but for --lr.
+The rival's clock starts after its first step. At each of --seconds both draw 2,000 images; what
+evaluate.py says of them goes to results/peers.csv, in place of what was there of the same pair.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def train_ours(args: argparse.Namespace, folder: Path) -> None:
     """Run train.py until each moment, and draw."""
     start = ["--config", "quick.json", "--epochs", "100000", "--image-size", str(args.image_size)]
     start += ["--data", args.data, "--data-dir", str(folder), "--hold-out", str(HOLD_OUT)]
-    start += ["--channels", "3", "--seed", str(args.seed), "--name", "ours"]
+    start += ["--channels", "3", "--lr", str(args.lr), "--seed", str(args.seed), "--name", "ours"]
     for seconds in args.seconds:
         command = [sys.executable, "train.py", *start, "--max-seconds", str(seconds)]
         subprocess.run([*command, "--runs-dir", str(folder)], cwd=TOP / args.model, check=True)
@@ -101,7 +101,7 @@ def textbook(
 ) -> None:
     """Run the textbook loop."""
     config = replace(runs.load_file_of(args.model, "train").Config(), **quick(args.model))
-    config = replace(config, image_size=args.image_size)
+    config = replace(config, image_size=args.image_size, lr=args.lr)
     pixels = torch.from_numpy(images).movedim(3, 1).contiguous()
 
     def batches() -> Iterator[Tensor]:
@@ -131,7 +131,7 @@ def peer(
     settings = quick("DCGAN")
     sys.argv = ["main.py", "--dataset", "folder", "--dataroot", str(folder / "png")]
     sys.argv += ["--outf", str(folder), "--imageSize", "64", "--workers", "1", "--niter", "100000"]
-    sys.argv += ["--manualSeed", str(args.seed), "--lr", str(settings["lr"])]
+    sys.argv += ["--manualSeed", str(args.seed), "--lr", str(args.lr)]
     sys.argv += ["--ngf", str(settings["g_width"]), "--ndf", str(settings["d_width"])]
     exec(compile(args.rival.read_text(), str(args.rival), "exec"), names)
 
@@ -148,11 +148,13 @@ def main() -> None:
     parser.add_argument("--rival", type=Path, help="main.py of pytorch/examples' dcgan")
     parser.add_argument("--data", required=True, help="folder of images")
     parser.add_argument("--image-size", type=int, default=64)
+    parser.add_argument("--lr", type=float, help="of both (default: as in quick.json)")
     parser.add_argument("--seconds", type=int, nargs="+", default=[300, 1800])
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.rival and (args.model, args.image_size) != ("DCGAN", 64):
         parser.error("--rival is for the DCGAN at 64x64 alone")
+    args.lr = args.lr or quick(args.model)["lr"]
     args.data = str(Path(args.data).resolve())
     load_images = runs.load_file_of(args.model, "data").load_images
     with tempfile.TemporaryDirectory() as name:
@@ -174,10 +176,10 @@ def main() -> None:
                     images, steps = found["images"], int(found["steps"])
                 numbers = evaluate.measure(images, real, dataset.held_out, None, 0, networks)
                 row = {"model": args.model, "image_size": args.image_size, "seed": args.seed}
-                row |= {"seconds": seconds, "loop": loop, "steps": steps}
+                row |= {"lr": args.lr, "seconds": seconds, "loop": loop, "steps": steps}
                 rows.append(row | {name: round(numbers[name]["value"], 4) for name in NUMBERS})
                 print(json.dumps(rows[-1]), flush=True)
-    table, pair = TOP / "results" / "peers.csv", ["model", "image_size", "seed", "seconds"]
+    table, pair = TOP / "results" / "peers.csv", ["model", "image_size", "lr", "seed", "seconds"]
     found = pd.concat([pd.read_csv(table), pd.DataFrame(rows)])
     found.drop_duplicates([*pair, "loop"], keep="last").to_csv(table, index=False)
 

@@ -6,6 +6,7 @@ Examples:
     python results/figures.py table           what the runs in results/ came to, in Markdown
     python results/figures.py race            the same of the races in results/race/
     python results/figures.py waiting         after how long the quick runs showed faces
+    python results/figures.py rates           what learning rates do in the same seconds
     python results/figures.py peers           our images and rivals' after equal seconds
     python results/figures.py record RUN      results/MODEL/NAME/, small files and the last frame
     python results/figures.py record RACE     results/race/DATA/: its numbers and last grids
@@ -195,11 +196,12 @@ def print_runs() -> None:
     for run in read_runs([f for model in MODELS for f in sorted((RESULTS / model).iterdir())]):
         last, size = run.rows.iloc[-1], run.settings["image_size"]
         cells = [f"{run.model}/{run.path.name}", f"{run.settings['data']} {size}x{size}"]
+        cells += [f"{run.settings['lr']:g}"]
         cells += [f"{last['step']:,.0f}", f"{last['images']:,.0f}", f"{last['seconds'] / 60:.0f}"]
         found = [(run.evaluation["metrics"].get(name), form) for name, form in forms.items()]
         texts = (f"{x['value']:{form}} ({x['floor']:{form}})" if x else "" for x, form in found)
         rows.append([*cells, *texts])
-    print_table(["run", "images", "steps", "images shown", "minutes", *forms], rows)
+    print_table(["run", "images", "lr", "steps", "images shown", "minutes", *forms], rows)
 
 
 def print_peers() -> None:
@@ -213,6 +215,16 @@ def print_peers() -> None:
         cells += [f"{ours[name]:{form}} / {rival[name]:{form}}" for name, form in forms.items()]
         rows.append([f"{model} {size}x{size}", rival["loop"], *cells])
     print_table(["model", "rival", "lr", "after", "seed", *forms], rows)
+
+
+def print_rates() -> None:
+    """Print the means of results/lr.csv over the seeds."""
+    forms, rows = {"frechet_lite0": ".1f", "swd": ".3f", "repetition": ".2f"}, []
+    runs = pd.read_csv(RESULTS / "lr.csv").groupby(["data", "model", "lr"], sort=False)
+    for (data, model, lr), of_seeds in runs:
+        cells = [format(of_seeds[name].mean(), form) for name, form in forms.items()]
+        rows.append([data, model, f"{lr:g}", str(len(of_seeds)), *cells])
+    print_table(["images", "model", "lr", "seeds", *forms], rows)
 
 
 def print_waiting() -> None:
@@ -313,7 +325,7 @@ def save_panels(sheets: dict[str, np.ndarray], out: Path) -> None:
 
 DRAWN = {"landscapes": draw_landscapes, "curves": draw_curves, "final": draw_final}
 DRAWN |= {"celeba": draw_celeba, "table": print_runs, "race": print_race}
-DRAWN |= {"waiting": print_waiting, "peers": print_peers}
+DRAWN |= {"waiting": print_waiting, "peers": print_peers, "rates": print_rates}
 KEPT = {"record": record_run, "weights": halve_weights}
 
 

@@ -50,7 +50,7 @@ RECORDED = ("run.json", "parameters.json", "metrics.csv", "evaluation.jsonl")
 TITLES = {"simpleGAN": "GAN: the logit of D(x)", "WGAN": "WGAN: f(x), weights clipped at ±0.01"}
 TITLES |= {"WGAN-GP": "WGAN-GP: f(x), slopes held near 1"}
 # The step from which on most pictures in the frames of the quick run are faces, by eye.
-FACES_AT = {"simpleGAN": 1200, "DCGAN": 800, "WGAN": 300, "WGAN-GP": 200}
+FACES_AT = {"simpleGAN": 600, "DCGAN": 700, "WGAN": 300, "WGAN-GP": 140}
 STEPS = 4000  # critic updates; with fewer, or smaller ones, the penalty is met by a bad critic
 SIDE = 2.4  # the landscapes reach from -SIDE to SIDE
 SHOWN = 40  # pictures by each generator

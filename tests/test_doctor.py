@@ -29,9 +29,10 @@ WINS, RUNNING = {"loss_d": 0.049, "loss_g": 7.1}, {"finished": None}
 
 @pytest.fixture
 def write(tmp_path):
-    """Return a function that writes a finished and healthy run with the settings of quick.json."""
+    """Return a function that writes a finished, healthy, small run; the DCGAN's lr is 2e-4."""
 
     def write(model="DCGAN", n=40, step=6000, facts=(), settings=(), run=None, **columns):
+        settings = ({"lr": 2e-4} if model == "DCGAN" else {}) | dict(settings)
         run = run or tmp_path / "run"
         run.mkdir(parents=True, exist_ok=True)
         for name, changes in (("run.json", facts), ("parameters.json", settings)):

@@ -47,6 +47,7 @@ TORCHVISION = {  # its class, and where its files lie under --data-dir
 }
 READ = {".bmp": "BMP", ".gif": "GIF", ".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG"}
 READ |= {".webp": "WEBP"}
+MAC = "._"  # begins the name of a file that a Mac keeps beside each of its own, in zips above all
 NOT_READ = {".avif", ".heic", ".heif", ".jp2", ".jxl", ".psd", ".svg", ".tif", ".tiff"}
 MOST_PIXELS, MOST_BYTES = 50_000_000, 100_000_000  # of one image: a small file can hold a huge one
 THREADS = min(4, os.cpu_count() or 1)  # each may hold an image of the most pixels
@@ -200,7 +201,8 @@ def list_images(data: str, root: Path, image_size: int) -> tuple[Iterable, int, 
     if data in TORCHVISION:
         return download(data, root, image_size)
     if data and path.is_dir():
-        names = sorted(str(file) for file in path.resolve().rglob("*") if not file.is_dir())
+        found = [file for file in path.resolve().rglob("*") if not file.is_dir()]
+        names = sorted(str(file) for file in found if not file.name.startswith(MAC))
         items = [name for name in names if Path(name).suffix.lower() in READ]
         about = [os.lstat(name) for name in items]
         facts = [items, [(each.st_size, each.st_mtime_ns) for each in about]]
@@ -209,8 +211,8 @@ def list_images(data: str, root: Path, image_size: int) -> tuple[Iterable, int, 
             archive = zipfile.ZipFile(path)
         except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
             raise InputError(f"--data {data}: the zip cannot be read ({error})") from None
-        entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-        entries.sort(key=lambda entry: entry.filename)
+        entries = sorted(archive.infolist(), key=lambda entry: entry.filename)
+        entries = [e for e in entries if not e.is_dir() and f"/{MAC}" not in f"/{e.filename}"]
         names = [entry.filename for entry in entries]
         items = [(archive, e) for e in entries if Path(e.filename).suffix.lower() in READ]
         facts = [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]

@@ -151,6 +151,17 @@ def test_images_are_sorted_shuffled_and_the_last_held_out_from_a_zip_too(tmp_pat
     assert whole.digest == hashlib.sha256(whole.images.tobytes()).hexdigest()
 
 
+def test_the_files_that_a_mac_keeps_beside_images_are_no_images(tmp_path):
+    numbered(tmp_path / "p", NAMES)
+    for name in ("._b.png", "a/._z.png", "__MACOSX/a/deep/er/._1.png"):
+        (tmp_path / "p" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "p" / name).write_bytes(b"\x00\x05\x16\x07")
+    shutil.make_archive(str(tmp_path / "p"), "zip", tmp_path / "p")
+    for source in ("p", "p.zip"):
+        found = read(tmp_path / source, tmp_path)
+        assert len(found.images) == len(NAMES) and found.skipped == []
+
+
 def test_kinds_that_are_not_read_are_counted_with_advice(tmp_path):
     kinds = ("avif", "heic", "heif", "jp2", "jxl", "psd", "svg", "tif", "tiff")
     for kind in kinds:

@@ -47,7 +47,6 @@ TORCHVISION = {  # its class, and where its files lie under --data-dir
 }
 READ = {".bmp": "BMP", ".gif": "GIF", ".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG"}
 READ |= {".webp": "WEBP"}
-MAC = "._"  # begins the name of a file that a Mac keeps beside each of its own, in zips above all
 NOT_READ = {".avif", ".heic", ".heif", ".jp2", ".jxl", ".psd", ".svg", ".tif", ".tiff"}
 MOST_PIXELS, MOST_BYTES = 50_000_000, 100_000_000  # of one image: a small file can hold a huge one
 THREADS = min(4, os.cpu_count() or 1)  # each may hold an image of the most pixels
@@ -201,9 +200,8 @@ def list_images(data: str, root: Path, image_size: int) -> tuple[Iterable, int, 
     if data in TORCHVISION:
         return download(data, root, image_size)
     if data and path.is_dir():
-        found = [file for file in path.resolve().rglob("*") if not file.is_dir()]
-        names = sorted(str(file) for file in found if not file.name.startswith(MAC))
-        items = [name for name in names if Path(name).suffix.lower() in READ]
+        names = sorted(str(file) for file in path.resolve().rglob("*") if not file.is_dir())
+        items = [name for name in names if kind_of(name) in READ]
         about = [os.lstat(name) for name in items]
         facts = [items, [(each.st_size, each.st_mtime_ns) for each in about]]
     elif zipfile.is_zipfile(path):
@@ -211,16 +209,16 @@ def list_images(data: str, root: Path, image_size: int) -> tuple[Iterable, int, 
             archive = zipfile.ZipFile(path)
         except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
             raise InputError(f"--data {data}: the zip cannot be read ({error})") from None
-        entries = sorted(archive.infolist(), key=lambda entry: entry.filename)
-        entries = [e for e in entries if not e.is_dir() and f"/{MAC}" not in f"/{e.filename}"]
+        entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+        entries.sort(key=lambda entry: entry.filename)
         names = [entry.filename for entry in entries]
-        items = [(archive, e) for e in entries if Path(e.filename).suffix.lower() in READ]
+        items = [(archive, entry) for entry in entries if kind_of(entry.filename) in READ]
         facts = [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
     else:
         kinds = f"a folder, a .zip file or one of {', '.join(DATASETS)}"
         raise InputError(f"--data {data!r}: no such dataset; it takes {kinds}")
-    others = [name for name in names if Path(name).suffix.lower() in NOT_READ]
-    counts = Counter(Path(name).suffix.lower() for name in others)
+    others = [name for name in names if kind_of(name) in NOT_READ]
+    counts = Counter(kind_of(name) for name in others)
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(counts.items()))
     advice = f"{kinds} not read (such as {others[0]}): convert to JPEG or PNG" if others else ""
     if not items:
@@ -229,6 +227,11 @@ def list_images(data: str, root: Path, image_size: int) -> tuple[Iterable, int, 
         )
     random.Random(0).shuffle(items)  # held-out images come from all over the folder
     return items, len(items), facts, [advice] * bool(others)
+
+
+def kind_of(name: str) -> str:
+    """Return the suffix of a file; none for the "._x.jpg" that a Mac keeps beside x.jpg."""
+    return "" if Path(name).name.startswith("._") else Path(name).suffix.lower()
 
 
 def download(data: str, root: Path, image_size: int) -> tuple[Iterable, int, Any, list[str]]:

@@ -218,10 +218,17 @@ def print_peers() -> None:
 
 
 def print_rates() -> None:
-    """Print the means of results/lr.csv over the seeds."""
+    """Print the means over the seeds: of results/lr.csv, and of the same models in the races."""
     forms, rows = {"frechet_lite0": ".1f", "swd": ".3f", "repetition": ".2f"}, []
-    runs = pd.read_csv(RESULTS / "lr.csv").groupby(["data", "model", "lr"], sort=False)
-    for (data, model, lr), of_seeds in runs:
+    runs = pd.read_csv(RESULTS / "lr.csv")
+    models = [model for model in MODELS if model in set(runs["model"])]
+    for file in RESULTS.glob("race/*/race.json"):
+        race, own = pd.read_csv(file.with_suffix(".csv")), read_json(file)["own"]
+        rates = race["model"].map(lambda model, own=own: own[f"{model}/quick.json"]["lr"])
+        runs = pd.concat([runs, race.assign(data=file.parent.name, lr=rates)])
+    runs = runs[runs["model"].isin(models)]
+    runs["model"] = pd.Categorical(runs["model"], models)  # in this order
+    for (data, model, lr), of_seeds in runs.groupby(["data", "model", "lr"], observed=True):
         cells = [format(of_seeds[name].mean(), form) for name, form in forms.items()]
         rows.append([data, model, f"{lr:g}", str(len(of_seeds)), *cells])
     print_table(["images", "model", "lr", "seeds", *forms], rows)

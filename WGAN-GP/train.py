@@ -110,7 +110,7 @@ def gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor) -> tuple[Ten
 
     For each pair a point x_hat is drawn on the line between them (Algorithm 1, lines 4
     and 6). Its slope is the L2 norm of the critic's gradient over all pixels of that one
-    image (line 7). All of it is in float32, whatever the precision of the layers elsewhere.
+    image (line 7). Norm and mean are in float32, whatever the precision of the layers.
 
     Args:
         critic: (B, C, H, W) -> (B,). It must treat the images of a batch separately: with
@@ -124,8 +124,7 @@ def gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor) -> tuple[Ten
     """
     epsilon = torch.rand(len(real), 1, 1, 1, device=real.device)  # one per image
     x_hat = (epsilon * real + (1 - epsilon) * fake).requires_grad_()
-    with torch.autocast(real.device.type, enabled=False):
-        scores = critic(x_hat)
+    scores = critic(x_hat)
     # The sum is safe: no score depends on another image, so each gradient is its own.
     (gradient,) = torch.autograd.grad(scores.sum(), x_hat, create_graph=True)
     slope = gradient.flatten(1).norm(dim=1)  # (B,)

@@ -275,10 +275,25 @@ def test_bf16_layers_take_bfloat16_and_losses_stay_in_float32(files):
     exact, kinds = step("fp32")
     assert set(kinds) == {torch.float32}
     close, kinds = step("bf16")
-    exempt = 4 if files.folder == "WGAN-GP" else 0  # the critic's layers in the penalty
-    assert kinds.count(torch.float32) == exempt and len(kinds) > 2 * exempt
+    assert set(kinds) == {torch.bfloat16}
     for name, value in exact.items():
         assert close[name] == pytest.approx(value.item(), rel=0.1, abs=0.03), name
+
+
+def test_the_penalty_in_bf16_has_the_slope_and_the_gradients_of_the_exact_one():
+    train, found = load("WGAN-GP").train, []
+    for precision in ("fp32", "bf16"):
+        torch.manual_seed(1)  # the same points between the images
+        _, _, critic = networks("WGAN-GP")
+        real, fake = images_like(16, 3, 32, 32), images_like(16, 3, 32, 32)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            penalty, slope = train.gradient_penalty(critic, real, fake)
+        penalty.backward()
+        assert {penalty.dtype, slope.dtype} == {torch.float32}
+        found.append((slope.item(), torch.cat([p.grad.flatten() for p in critic.parameters()])))
+    (slope, gradient), (close, other) = found
+    assert slope > 0.2 and close == pytest.approx(slope, rel=0.01)
+    assert torch.cosine_similarity(gradient, other, 0) > 0.99
 
 
 # ---- Networks ----

@@ -7,6 +7,7 @@ Examples:
     python results/figures.py race            the same of the races in results/race/
     python results/figures.py waiting         after how long the quick runs showed faces
     python results/figures.py rates           what learning rates do in the same seconds
+    python results/figures.py precision       images after training in float32 and in bfloat16
     python results/figures.py peers           our images and rivals' after equal seconds
     python results/figures.py record RUN      results/MODEL/NAME/, small files and the last frame
     python results/figures.py record RACE     results/race/DATA/: its numbers and last grids
@@ -24,6 +25,7 @@ import argparse
 import json
 import shutil
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -234,6 +236,22 @@ def print_rates() -> None:
     print_table(["images", "model", "lr", "seeds", *forms], rows)
 
 
+def print_precision() -> None:
+    """Print the means over the seeds of results/precision.csv."""
+    forms = {"steps": ",.0f", "seconds": ".0f", "frechet_lite0": ".1f", "swd": ".3f"}
+    forms |= {"diversity": ".2f", "repetition": ".2f"}
+    runs, rows = pd.read_csv(RESULTS / "precision.csv"), []
+    for data, model in product(runs["data"].unique(), MODELS):
+        found = runs[(runs["data"] == data) & (runs["model"] == model)]
+        # Of each seed: float32, bfloat16, and float32 again, when it had taken as many steps.
+        for i, precision in enumerate(("fp32", "bf16", "fp32, as many steps")):
+            each = found[i::3]
+            means, spreads = each.mean(numeric_only=True), each.std(numeric_only=True)
+            cells = [f"{means[n]:{form}} ± {spreads[n]:{form}}" for n, form in forms.items()]
+            rows.append([data, model, precision, *cells])
+    print_table(["images", "model", "precision", *forms], rows)
+
+
 def print_waiting() -> None:
     """Print how long the quick runs took until their frames showed faces."""
     rows = []
@@ -333,6 +351,7 @@ def save_panels(sheets: dict[str, np.ndarray], out: Path) -> None:
 DRAWN = {"landscapes": draw_landscapes, "curves": draw_curves, "final": draw_final}
 DRAWN |= {"celeba": draw_celeba, "table": print_runs, "race": print_race}
 DRAWN |= {"waiting": print_waiting, "peers": print_peers, "rates": print_rates}
+DRAWN |= {"precision": print_precision}
 KEPT = {"record": record_run, "weights": halve_weights}
 
 

@@ -125,7 +125,7 @@ def test_each_formula_is_on_its_line():
         assert (model, number) == (folder, anchor) and line.strip().startswith(code)
 
 
-@pytest.mark.parametrize("what", ["table", "waiting", "race", "peers", "rates"])
+@pytest.mark.parametrize("what", ["table", "waiting", "race", "peers", "rates", "precision"])
 def test_the_tables_are_what_the_command_makes_of_the_records(what, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["figures.py", what])
     runpy.run_path(str(TOP / "results" / "figures.py"), run_name="__main__")
@@ -136,7 +136,7 @@ def test_the_tables_are_what_the_command_makes_of_the_records(what, monkeypatch,
 
 @pytest.mark.parametrize("model", FOLDERS)
 def test_the_tables_of_the_models_are_the_record(model):
-    *races, faces, speed = re.findall(rf"^\| {model} \|.*", RESULTS, re.M)
+    *races, faces, speed, native = re.findall(rf"^\| {model} \|.*", RESULTS, re.M)
     paper, _ = re.findall(rf"^\| \[?{model}[] ].*", README, re.M)
     names = ("step", "images", "frechet_lite0", "swd", "diversity", "repetition")
     for race, data in zip(races, ("faces", "fashion-mnist"), strict=True):
@@ -144,12 +144,12 @@ def test_the_tables_of_the_models_are_the_record(model):
         values = [[float(run[name]) for run in runs] for name in names]
         assert shows(race, [f(v) for v in values for f in (mean, stdev)])
     assert paper.split("|")[-2] == faces.split("|")[-2]  # minutes until faces appear
-    figures = record("speed/throughput-2-cores.json")["figures"][FOLDERS.index(model)]
     names = [(f"{habit}_images_per_second", f"ratio_{habit}") for habit in ("fresh", "reused")]
     names = [*chain(*names), "ours_images_per_second", "share_of_limit", "peak_memory_gb"]
-    assert f"in {figures['precision']} |" in speed
-    speed = re.sub(r"x\)| in \w+", "", speed)
-    assert shows(speed, [figures[name] for name in names])
+    for row, cores in ((speed, "2-cores"), (native, "2-cores-bf16")):
+        figures = record(f"speed/throughput-{cores}.json")["figures"][FOLDERS.index(model)]
+        assert f"in {figures['precision']} |" in row
+        assert shows(re.sub(r"x\)| in \w+", "", row), [figures[name] for name in names])
 
 
 def test_numbers_in_the_text_are_the_record():
@@ -169,6 +169,13 @@ def test_numbers_in_the_text_are_the_record():
     pairs = zip(*(table("peers.csv")[i::2] for i in (0, 1)), strict=True)
     ratios = [int(a["steps"]) / int(b["steps"]) for a, b in pairs if a["model"] == "DCGAN"]
     assert shows(README.split("**Fast.**")[1].split("times")[0], [mean(ratios)])
+    exact, rounded = (table("precision.csv")[i::3] for i in (0, 1))
+    ratios = [int(b["steps"]) / int(a["steps"]) for a, b in zip(exact, rounded, strict=True)]
+    near = [[float(run["frechet_lite0"]) for run in side] for side in (exact, rounded)]
+    assert shows(README.split("has bfloat16, all four")[1].split("times")[0], [mean(ratios)])
+    wins = sum(b < a for a, b in zip(*near, strict=True))
+    text = RESULTS.split("runs in bfloat16 have taken")[1].split("After as many")[0]
+    assert shows(text, [min(ratios), max(ratios), wins, len(ratios)])
     names = [f"{model}_median_slope" for model in ("simpleGAN", "WGAN", "WGAN-GP")]
     names.insert(1, "weights_at_the_bound")
     text = MODELS.split("- The discriminator's logit")[1].split("`python")[0]

@@ -160,8 +160,9 @@ def ours(model: str, images: Path, device: str, orders: Connection, precision: s
 
     class Limited(train.Run):
         def steps(self) -> Iterator[int]:
+            yield 1  # the first step has memory to find
             with heavy_operations(device) as seconds:
-                yield 1
+                yield 2
             facts["limit"] = sum(seconds)
 
     with tempfile.TemporaryDirectory() as folder:

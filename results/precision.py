@@ -5,7 +5,8 @@
 Both runs have the settings of quick.json and --seconds of training, one after the other. The run
 in float32 then continues until it has taken as many steps as the one in bfloat16. 2,000 images of
 each of the three generators are compared with real ones, as evaluate.py does; the rows go to
-results/precision.csv. The seconds mean something only where the processor computes in bfloat16.
+results/precision.csv, in place of what was there of the same run. Its seconds mean something only
+where the processor computes in bfloat16.
 """
 
 import argparse
@@ -75,8 +76,10 @@ def main() -> None:
     data = args.data if args.data == "faces" else str(Path(args.data).resolve())
     with tempfile.TemporaryDirectory() as folder:
         rows = compare(args.model, data, args.seconds, args.seed, Path(folder))
-    table = TOP / "results" / "precision.csv"
-    pd.DataFrame(rows).to_csv(table, mode="a", header=not table.exists(), index=False)
+    table, pair = TOP / "results" / "precision.csv", ["data", "model", "seed"]
+    found = pd.read_csv(table)
+    others = found[(found[pair] != [rows[0][name] for name in pair]).any(axis=1)]
+    pd.concat([others, pd.DataFrame(rows)]).to_csv(table, index=False)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,9 @@ Departures from the paper (its section 4; the authors' train_uncond_dcgan.py):
   7. Each step updates both networks; their code updates one per minibatch, in turn.
   8. No weight decay, as in the paper; their code: 1e-5 on every parameter.
   9. Samples: running averages in batch norm; their code: averages of the batch.
+
+Of a later paper: --r1, off by default, a penalty that keeps the discriminator smooth
+(Mescheder, Geiger and Nowozin 2018, arXiv:1801.04406).
 """
 
 if __name__ == "__main__":  # while PyTorch is imported, Ctrl-C ends without a traceback
@@ -39,10 +42,10 @@ from utils import (
     Count,
     ImageSize,
     Limit,
+    NotNegative,
     Positive,
     Precision,
     Run,
-    Seconds,
     Seed,
     Share,
     Width,
@@ -59,6 +62,8 @@ class Config:
     """Adam's decay of the mean gradient."""
     beta2: Share = 0.999
     """Adam's decay of the mean squared gradient."""
+    r1: NotNegative = 0.0
+    """Weight of the R1 penalty, gamma in arXiv:1801.04406; 0 for none, as in the paper."""
     g_width: Width = 128
     """Feature maps of the generator's last hidden layer."""
     d_width: Width = 64
@@ -75,7 +80,7 @@ class Config:
     """Length; an epoch is len(images) // batch_size generator updates."""
     max_steps: Limit = 0
     """Stop after this many generator updates; 0 for no limit but --epochs."""
-    max_seconds: Seconds = 0.0
+    max_seconds: NotNegative = 0.0
     """Stop after this many seconds of training; 0 for no limit but --epochs."""
     data: str = "faces"
     """faces (drawn), mnist, fashion-mnist, cifar10, celeba, a folder of images or a .zip of one."""
@@ -118,23 +123,31 @@ def discriminator_step(
 
     Returns:
         `loss_d`, the sum of both cross entropies, 2 log 2 where it knows nothing;
-        `d_real` and `d_fake`, the mean probabilities D(x) and D(G(z)).
+        `d_real` and `d_fake`, the mean probabilities D(x) and D(G(z)); `penalty`, the mean
+        squared slope of its logits at the real images, with --r1 alone.
     """
     z = torch.randn(len(real), config.z_dim, device=real.device)
+    real = real.detach().requires_grad_(config.r1 > 0)
     with torch.autocast(real.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         with torch.no_grad():  # the generator stays as it is
             fake = generator(z)
         real_logits, fake_logits = discriminator(real), discriminator(fake)
     loss = bce(real_logits, torch.ones_like(real_logits))
     loss = loss + bce(fake_logits, torch.zeros_like(fake_logits))
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()  # at once: the other network's gradients take their memory
-    return {
+    measured = {
         "loss_d": loss.detach(),
         "d_real": real_logits.detach().sigmoid().mean(),
         "d_fake": fake_logits.detach().sigmoid().mean(),
     }
+    if config.r1:  # batch norm ties the images of a minibatch: the slope is that of their sum
+        (gradient,) = torch.autograd.grad(real_logits.sum(), real, create_graph=True)
+        penalty = gradient.flatten(1).square().sum(dim=1).mean()
+        loss = loss + config.r1 / 2 * penalty
+        measured["penalty"] = penalty.detach()
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()  # at once: the other network's gradients take their memory
+    return measured
 
 
 def generator_step(

@@ -185,21 +185,27 @@ def conv_networks(s):
 
 
 def dcgan(batches, settings, steps):
-    """Radford et al. 2015; the loss is Goodfellow's, real and fake batches pass separately."""
+    """Radford et al. 2015; the loss is Goodfellow's, real and fake batches pass separately.
+
+    With r1 the regularizer R1 of Mescheder et al. 2018, section 4.1.
+    """
     s, rows = settings, []
     generator, discriminator = conv_networks(s)
     move_g, move_d = (adam(n, s["lr"], s["beta1"], s["beta2"]) for n in (generator, discriminator))
     for _ in range(steps):
-        real = next(batches)
+        real = next(batches).requires_grad_()
         fake = generate(generator, torch.randn(len(real), s["z_dim"])).detach()
         on_real, on_fake = judge(discriminator, real), judge(discriminator, fake)
         loss_d = -(F.logsigmoid(on_real) + F.logsigmoid(-on_fake)).mean()
-        move_d(loss_d)
+        slopes = torch.autograd.grad(on_real.sum(), real, create_graph=True)[0]
+        penalty = (slopes**2).sum((1, 2, 3)).mean()
+        move_d(loss_d + s["r1"] / 2 * penalty)
         fake = generate(generator, torch.randn(len(real), s["z_dim"]))
         loss_g = -F.logsigmoid(judge(discriminator, fake)).mean()
         move_g(loss_g)
         means = {"d_real": on_real.sigmoid().mean(), "d_fake": on_fake.sigmoid().mean()}
-        rows.append({"loss_d": loss_d, "loss_g": loss_g, **means})
+        own = {"penalty": penalty} if s["r1"] else {}
+        rows.append({"loss_d": loss_d, "loss_g": loss_g, **means, **own})
     return generator, discriminator, rows
 
 

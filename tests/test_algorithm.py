@@ -137,6 +137,21 @@ def test_the_best_discriminator_is_p_over_p_plus_q(folder, p, q, loss):
         assert probability == pytest.approx(a / (a + b), abs=1e-2)
 
 
+def test_r1_shrinks_a_linear_discriminator_by_the_gradient_of_half_its_squared_slope():
+    train, w = load("DCGAN").train, torch.randn(12)
+    fake, real, ends = images_like(4, 3, 2, 2), images_like(4, 3, 2, 2), []
+    for r1 in (0.0, 3.0):
+        discriminator = Linear(w.clone())
+        optimizer = SGD(discriminator.parameters(), 0.1)
+        config = train.Config(r1=r1)
+        losses = train.discriminator_step(discriminator, Fixed(fake), optimizer, real, config)
+        ends.append((discriminator.w.detach(), losses))
+    (without, plain), (penalized, losses) = ends
+    torch.testing.assert_close(penalized - without, -0.1 * 3.0 * w)
+    assert losses["penalty"].item() == pytest.approx(w.square().sum().item(), rel=1e-5)
+    assert losses["loss_d"] == plain["loss_d"] and "penalty" not in plain
+
+
 # ---- Wasserstein ----
 
 
@@ -332,7 +347,7 @@ def test_defaults_are_the_designs():
         "simpleGAN": adam
         | {"beta1": 0.9, "z_dim": 64, "epochs": 50, "g_width": 128, "d_width": 128}
         | {"k": 1, "minimax": False, "dropout": 0.3},
-        "DCGAN": adam | {"z_dim": 100, "epochs": 50, "g_width": 128, "d_width": 64},
+        "DCGAN": adam | {"z_dim": 100, "epochs": 50, "g_width": 128, "d_width": 64, "r1": 0.0},
         "WGAN": critics | {"lr": 5e-5, "clip_value": 0.01},
         "WGAN-GP": critics | {"lr": 1e-4, "beta1": 0.0, "beta2": 0.9, "lambda_gp": 10.0},
     }

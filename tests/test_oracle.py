@@ -18,6 +18,7 @@ CASES += [
     ("simpleGAN", OTHERS | ADAM | {"k": 2, "minimax": True, "dropout": 0.1}),
     ("simpleGAN", OTHERS | ADAM | {"seed": 2**32 - 1, "dropout": 0.0, "beta1": 0.0}),
     ("DCGAN", OTHERS | ADAM),
+    ("DCGAN", OTHERS | ADAM | {"r1": 2.0}),
     ("WGAN", OTHERS | {"n_critic": 2, "clip_value": 0.2, "lr": 1e-3}),
     ("WGAN-GP", OTHERS | ADAM | {"n_critic": 3, "lambda_gp": 2.5}),
 ]

@@ -130,7 +130,8 @@ def discriminator_has_won(run: Run) -> tuple[list[str], list[str]]:
     sure = crossed("loss_d", run.last("loss_d"), "below", 0.05)  # 1.39 if it guesses; won: 0.01
     fakes = crossed("loss_g", run.last("loss_g"), "above", 7)  # healthy: 6.8; won: 7.4 and more
     dropout = max(0.5, run.settings.get("dropout", 0.5))
-    advice = run.flags(k=1, d_width=max(1, run.settings["d_width"] // 2), dropout=dropout)
+    r1, half = run.settings.get("r1") or 1.0, max(1, run.settings["d_width"] // 2)
+    advice = run.flags(k=1, r1=r1, d_width=half, dropout=dropout)
     return sure and fakes and sure + fakes, [*advice, OTHER_MODEL]
 
 
@@ -152,7 +153,8 @@ def generator_has_collapsed(run: Run) -> tuple[list[str], list[str]]:
         apart = near / mean * real_mean / real_near  # healthy: 0.6 to 1.5; few faces: below 0.495
         evidence = crossed("distance to the nearest / that of real images", apart, "below", 0.5)
     beta1, n_critic = run.settings.get("beta1", 0), run.settings.get("n_critic", 0)
-    advice = run.flags(beta1=min(0.5, beta1), lr=min(run.lr, 2e-4), n_critic=2 * n_critic)
+    r1 = run.settings.get("r1") or 1.0
+    advice = run.flags(r1=r1, beta1=min(0.5, beta1), lr=min(run.lr, 2e-4), n_critic=2 * n_critic)
     return evidence, advice if n_critic else [*advice, OTHER_MODEL]
 
 

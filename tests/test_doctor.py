@@ -84,7 +84,8 @@ def test_runs_on_record_are_healthy_however_far_they_have_got(record, tmp_path):
             "loss_g = 2e+09 (above 1,000)", ["--lr 0.0002 (was 0.01)"]),
         ("simpleGAN", {"k": 3, "dropout": 0.3}, WINS, WON, SURE,
             ["--k 1 (was 3)", "--d-width 16 (was 32)", "--dropout 0.5 (was 0.3)", WGAN_GP]),
-        ("DCGAN", {"d_width": 1}, WINS, WON, SURE, [WGAN_GP]),
+        ("DCGAN", {"d_width": 1, "r1": 0.0}, WINS, WON, SURE, ["--r1 1.0 (was 0.0)", WGAN_GP]),
+        ("DCGAN", {"d_width": 1, "r1": 0.1}, WINS, WON, SURE, [WGAN_GP]),
         ("simpleGAN", {"d_width": 1, "dropout": 0.6}, WINS, WON, SURE, [WGAN_GP]),
         ("WGAN-GP", {"lr": 1e-3, "lambda_gp": 1.0, "beta1": 0.5}, {"penalty": 4}, PENALTY,
             "root of penalty = 2 (above 0.7)",
@@ -204,12 +205,12 @@ def test_samples_that_are_alike_or_come_twice(write, monkeypatch, contrast, blen
         monkeypatch.setattr(doctor, "draw", lambda _, zs, batch: parts * (len(list(zs)) == 256))
         return found(write(**changes))
 
-    problems, _ = judged(settings={"lr": 3e-4, "beta1": 0.9})
+    problems, _ = judged(settings={"lr": 3e-4, "beta1": 0.9, "r1": 0.0})
     assert list(problems) == [COLLAPSED] * bool(evidence)
     if evidence:
         (text,) = problems[COLLAPSED].evidence
         assert evidence in text and f"= {expected[evidence]:.4g} (below" in text
-        advice = ["--beta1 0.5 (was 0.9)", "--lr 0.0002 (was 0.0003)"]
+        advice = ["--r1 1.0 (was 0.0)", "--beta1 0.5 (was 0.9)", "--lr 0.0002 (was 0.0003)"]
         assert problems[COLLAPSED].advice == [*advice, WGAN_GP]
         (finding,) = judged(model="WGAN")[0].values()
         assert finding.advice == ["--n-critic 4 (was 2)"]

@@ -144,7 +144,7 @@ def parse_config(settings: type[Config], argv: list[str] | None = None) -> Confi
             refuse(f"{name}: unknown" + (f"; did you mean {near[0]}?" if near else "; see --help"))
         return vars(found)
 
-    def parse_file(file: Path) -> dict[str, Any]:
+    def parse_file(file: Path, about: str = "") -> dict[str, Any]:
         flags = []
         for name, value in read_json(file).items():
             flag = name.replace("_", "-")
@@ -154,7 +154,7 @@ def parse_config(settings: type[Config], argv: list[str] | None = None) -> Confi
                 flags.append(f"--{flag}={value}")
         if any(flag.startswith("--config=") for flag in flags):
             raise InputError(f"{file}: --config: a file cannot name another")
-        return parse(flags, f"{file}: ")
+        return parse(flags, f"{file}{about}: ")
 
     flags, values = parse(argv), {}
     for name in flags.pop("config", []):
@@ -163,7 +163,8 @@ def parse_config(settings: type[Config], argv: list[str] | None = None) -> Confi
     values |= flags
     if values.get("resume"):
         run = find_run(values.get("runs_dir", ""), values["resume"])
-        values = parse_file(run / "parameters.json") | values
+        about = f" of a run of {read_json(run / 'run.json').get('model')}"
+        values = parse_file(run / "parameters.json", about) | values
     for name in ("data", "data_dir", "runs_dir"):
         if values.get(name) and values[name] not in DATASETS:
             values[name] = str(Path(values[name]).absolute())

@@ -124,7 +124,7 @@ def discriminator_step(
     Returns:
         `loss_d`, the sum of both cross entropies, 2 log 2 where it knows nothing;
         `d_real` and `d_fake`, the mean probabilities D(x) and D(G(z)); `penalty`, the mean
-        squared slope of its logits at the real images, with --r1 alone.
+        squared slope of its logits at the real images, only with --r1.
     """
     z = torch.randn(len(real), config.z_dim, device=real.device)
     real = real.detach().requires_grad_(config.r1 > 0)

@@ -38,11 +38,11 @@ import utils
 from data import Batches, load_images
 from model import Discriminator, Generator
 from utils import (
+    Amount,
     Channels,
     Count,
     ImageSize,
     Limit,
-    NotNegative,
     Positive,
     Precision,
     Run,
@@ -62,7 +62,7 @@ class Config:
     """Adam's decay of the mean gradient."""
     beta2: Share = 0.999
     """Adam's decay of the mean squared gradient."""
-    r1: NotNegative = 0.0
+    r1: Amount = 0.0
     """Weight of the R1 penalty, gamma in arXiv:1801.04406; 0 for none, as in the paper."""
     g_width: Width = 128
     """Feature maps of the generator's last hidden layer."""
@@ -80,7 +80,7 @@ class Config:
     """Length; an epoch is len(images) // batch_size generator updates."""
     max_steps: Limit = 0
     """Stop after this many generator updates; 0 for no limit but --epochs."""
-    max_seconds: NotNegative = 0.0
+    max_seconds: Amount = 0.0
     """Stop after this many seconds of training; 0 for no limit but --epochs."""
     data: str = "faces"
     """faces (drawn), mnist, fashion-mnist, cifar10, celeba, a folder of images or a .zip of one."""
@@ -139,7 +139,7 @@ def discriminator_step(
         "d_real": real_logits.detach().sigmoid().mean(),
         "d_fake": fake_logits.detach().sigmoid().mean(),
     }
-    if config.r1:  # batch norm ties the images of a minibatch: the slope is that of their sum
+    if config.r1:  # through batch norm each logit depends on all images: the slope is of the sum
         (gradient,) = torch.autograd.grad(real_logits.sum(), real, create_graph=True)
         penalty = gradient.flatten(1).square().sum(dim=1).mean()
         loss = loss + config.r1 / 2 * penalty

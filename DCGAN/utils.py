@@ -88,7 +88,7 @@ def plain_errors() -> Iterator[None]:
 
 # A number's type; what is allowed, in words and as a test.
 Positive = Annotated[float, "a positive number", lambda x: 0 < x < math.inf]
-NotNegative = Annotated[float, "a number from 0 up", lambda x: 0 <= x < math.inf]
+Amount = Annotated[float, "a number from 0 up", lambda x: 0 <= x < math.inf]
 Share = Annotated[float, "a number from 0 to below 1", lambda x: 0 <= x < 1]
 Count = Annotated[int, "a positive whole number", lambda x: x > 0]
 Limit = Annotated[int, "a whole number from 0 up", lambda x: x >= 0]

@@ -29,18 +29,7 @@ from torch.optim import Optimizer, RMSprop
 import utils
 from data import Batches, load_images
 from model import Critic, Generator
-from utils import (
-    Channels,
-    Count,
-    ImageSize,
-    Limit,
-    NotNegative,
-    Positive,
-    Precision,
-    Run,
-    Seed,
-    Width,
-)
+from utils import Amount, Channels, Count, ImageSize, Limit, Positive, Precision, Run, Seed, Width
 
 
 @dataclass(frozen=True)
@@ -69,7 +58,7 @@ class Config:
     """Length; an epoch is len(images) // batch_size generator updates."""
     max_steps: Limit = 0
     """Stop after this many generator updates; 0 for no limit but --epochs."""
-    max_seconds: NotNegative = 0.0
+    max_seconds: Amount = 0.0
     """Stop after this many seconds of training; 0 for no limit but --epochs."""
     data: str = "faces"
     """faces (drawn), mnist, fashion-mnist, cifar10, celeba, a folder of images or a .zip of one."""

@@ -38,11 +38,11 @@ import utils
 from data import Batches, load_images
 from model import Discriminator, Generator
 from utils import (
+    Amount,
     Channels,
     Count,
     ImageSize,
     Limit,
-    NotNegative,
     Positive,
     Precision,
     Run,
@@ -84,7 +84,7 @@ class Config:
     """Length; an epoch is len(images) // batch_size generator updates."""
     max_steps: Limit = 0
     """Stop after this many generator updates; 0 for no limit but --epochs."""
-    max_seconds: NotNegative = 0.0
+    max_seconds: Amount = 0.0
     """Stop after this many seconds of training; 0 for no limit but --epochs."""
     data: str = "faces"
     """faces (drawn), mnist, fashion-mnist, cifar10, celeba, a folder of images or a .zip of one."""

@@ -101,7 +101,7 @@ Config = TypeVar("Config")
 
 DATASETS = ("faces", "mnist", "fashion-mnist", "cifar10", "celeba")  # other --data are paths
 WHERE = ("name", "resume", "runs_dir")  # settings that say where a run lies, not what it is
-MAY_DIFFER = ("data", "data_dir", "device", "graphs", "epochs", "max_steps", "max_seconds")
+MAY_DIFFER = ("data", "data_dir", "device", "graphs", "epochs", "max_steps", "max_seconds", "lr")
 
 
 def parse_config(settings: type[Config], argv: list[str] | None = None) -> Config:
@@ -627,7 +627,7 @@ class Run:
         for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):  # Windows lacks the third
             number = getattr(signal, name, None)
             if number and signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets SIGHUP
-                self.open.callback(signal.signal, number, signal.signal(number, receive))
+                signal.signal(number, receive)  # to the end, also of a run that fails
         with writing(self.path), self.open, self.bar:
             if self.step == 0:
                 self.draw()
@@ -788,11 +788,12 @@ class Run:
         before, (state, damaged) = read_json(self.path / "run.json"), read_checkpoint(self.path)
         for line in damaged:
             self.say(f"checkpoint  {line}; resuming from the one before")
-        saved, done = state["settings"], state["step"]  # parameters.json may have been edited
+        # Settings newer than the run had their defaults. parameters.json may have been edited.
+        saved, done = settings_of(type(self.config)()) | state["settings"], state["step"]
         wrong = [
-            f"{name} was {saved.get(name)} and is now {value}"
+            f"{name} was {saved[name]} and is now {value}"
             for name, value in settings_of(self.config).items()
-            if name not in MAY_DIFFER and saved.get(name, value) != value
+            if name not in MAY_DIFFER and saved[name] != value
         ]
         if (was := before.get("model")) != self.facts["model"]:
             wrong.append(f"it is a run of {was}")
@@ -807,10 +808,15 @@ class Run:
         if wrong:
             raise InputError(f"--resume {self.path.name}: {'; '.join(wrong)}")
         self.facts["started"] = before.get("started")
+        self.facts["lr_until_step"] = before.get("lr_until_step", {})
+        if saved["lr"] != self.config.lr:
+            self.facts["lr_until_step"][str(done)] = saved["lr"]
+            self.say(f"lr          {saved['lr']:g} until step {done:,}, then {self.config.lr:g}")
         try:
             for name, part in self.parts.items():
                 for group in state[name].get("param_groups", []):
                     group["capturable"] = self.device.type == "cuda"  # of the device, not the run
+                    group["lr"] = self.config.lr
                 part.load_state_dict(state[name])
             own = state["own"][process()]
             self.step, self.seconds, self.summed = done, state["seconds"], own["summed"]

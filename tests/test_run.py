@@ -6,6 +6,7 @@ import math
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -268,15 +269,49 @@ def test_contradictions_are_refused_and_each_is_listed(files, tiny):
     run = train(files.folder, tiny | {"name": "run"})
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     with pytest.raises(files.utils.InputError) as caught:
-        train(files.folder, tiny | {"resume": "run", "max_steps": 6, "lr": 0.5, "log_every": 3})
+        train(files.folder, tiny | {"resume": "run", "max_steps": 6, "seed": 9, "log_every": 3})
     text = str(caught.value)
-    assert "lr was" in text and "now 0.5" in text and "log_every was 2 and is now 3" in text
+    assert "seed was 0 and is now 9" in text and "log_every was 2 and is now 3" in text
     with pytest.raises(files.utils.InputError, match="its 4 steps are done"):
         train(files.folder, tiny | {"resume": "run"})
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
     (run / "run.json").write_text(json.dumps(facts_of(run) | {"model": "another GAN"}))
     with pytest.raises(files.utils.InputError, match="it is a run of another GAN"):
         train(files.folder, tiny | {"resume": "run", "max_steps": 6})
+
+
+def test_a_resumed_run_may_take_smaller_steps_and_says_so(files, tiny):
+    """The first update after it grows with lr: Adam and RMSProp scale theirs alone by it."""
+    run, moved = train(files.folder, tiny | {"name": "run"}), {}
+    name = "discriminator" if hasattr(files.model, "Discriminator") else "critic"
+    for lr in (1e-6, 4e-6):
+        other = run.with_name(f"{lr}")
+        shutil.copytree(run, other)
+        was = checkpoint_of(other)
+        train(files.folder, tiny | {"resume": other.name, "max_steps": 5, "lr": lr})
+        for part in (name, "generator"):
+            steps = [
+                (checkpoint_of(other)[part][key] - value).double().abs().mean()
+                for key, value in was[part].items()
+                if key.endswith("weight")
+            ]
+            moved[part, lr] = float(sum(steps))
+        assert facts_of(other)["lr_until_step"] == {"4": was["settings"]["lr"]}
+        assert f"until step 4, then {lr:g}" in (other / "train.log").read_text()
+        train(files.folder, tiny | {"resume": other.name, "max_steps": 6, "lr": 2e-6})
+        assert facts_of(other)["lr_until_step"] == {"4": was["settings"]["lr"], "5": lr}
+    for part in (name, "generator"):
+        assert moved[part, 4e-6] == pytest.approx(4 * moved[part, 1e-6], rel=0.05)
+
+
+def test_a_setting_newer_than_the_run_had_its_default(tiny):
+    run = train("DCGAN", tiny | {"name": "run"})
+    state = checkpoint_of(run)
+    del state["settings"]["r1"]
+    torch.save(state, run / "checkpoint.pt")
+    with pytest.raises(load("DCGAN").utils.InputError, match=r"r1 was 0\.0 and is now 1"):
+        train("DCGAN", tiny | {"resume": "run", "max_steps": 6, "r1": 1.0})
+    train("DCGAN", tiny | {"resume": "run", "max_steps": 6})
 
 
 def test_other_images_are_refused(tiny, tmp_path):
@@ -326,8 +361,10 @@ def test_what_is_not_finite_ends_the_run_with_a_good_checkpoint(files, tiny, mon
     log_every = 2 if what == "loss" else 99
     settings = tiny | {"name": "run", "max_steps": 6, "log_every": log_every}
     message = "loss_g is nan" if what == "loss" else r"(generator\.|loss)"
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with pytest.raises(files.utils.RunError, match=message + ".*training has diverged"):
         train(files.folder, settings)
+    os.kill(os.getpid(), signal.SIGTERM)  # as torchrun does; the reason is still to be printed
     run = files.utils.find_run(tiny["runs_dir"], "run")
     assert checkpoint_of(run)["step"] == 4
     assert all(t.isfinite().all() for t in load_file(run / "generator.safetensors").values())

@@ -52,8 +52,9 @@ class Run:
         )
         self.count, self.lr = self.facts["pictures"]["shape"][0], self.settings["lr"]
         self.step = int(max(self.rows["step"], default=0))
+        self.largest_lr = max([self.lr, *self.facts.get("lr_until_step", {}).values()])
         # lr * steps is how far a weight can move. A simple GAN draws a single face until 0.07.
-        self.least_steps = math.ceil(round(0.1 / self.lr, 6))
+        self.least_steps = math.ceil(round(0.1 / self.largest_lr, 6))
 
     def last(self, column: str) -> float:
         """Return the median of the last quarter of a column, of three rows at least."""
@@ -66,7 +67,8 @@ class Run:
     def require(self, step: int) -> None:
         """Raise InputError if a step is too early to judge."""
         if step < self.least_steps:
-            raise runs.InputError(f"step {step:,} of {self.least_steps:,} needed at lr {self.lr:g}")
+            needed = f"{self.least_steps:,} needed at lr {self.largest_lr:g}"
+            raise runs.InputError(f"step {step:,} of {needed}")
 
     def flags(self, **wanted: Any) -> list[str]:
         """Return flags for the settings that this model has and that are not as wanted."""
@@ -117,7 +119,7 @@ def too_short(run: Run) -> tuple[list[str], list[str]]:
     batch = run.settings["batch_size"] * run.facts.get("processes", 1)
     epochs = math.ceil(3 * run.least_steps / (run.count // batch))
     advice = run.flags(epochs=max(epochs, run.settings["epochs"]), max_steps=0, max_seconds=0)
-    return crossed(f"steps at lr {run.lr:g}", run.step, "below", run.least_steps), advice
+    return crossed(f"steps at lr {run.largest_lr:g}", run.step, "below", run.least_steps), advice
 
 
 def discriminator_has_won(run: Run) -> tuple[list[str], list[str]]:

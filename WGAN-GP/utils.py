@@ -600,7 +600,7 @@ class Run:
         if skipped:
             self.say(f"skipped     {'; '.join(skipped[:5])}{'; ...' * (len(skipped) > 5)}")
         self.say(f"run         {self.path}" + f", from step {self.step}" * (self.step > 0))
-        limited = self.config.max_steps or self.config.max_seconds
+        limited = self.config.resume or self.config.max_steps or self.config.max_seconds
         if self.last_step < 0.1 / self.config.lr and not limited:  # images would still be gray
             few = f"{self.last_step:,} step{'s' * (self.last_step != 1)}"
             enough = math.ceil(0.3 / self.config.lr / self.steps_per_epoch)

@@ -198,7 +198,8 @@ def print_runs() -> None:
     for run in read_runs([f for model in MODELS for f in sorted((RESULTS / model).iterdir())]):
         last, size = run.rows.iloc[-1], run.settings["image_size"]
         cells = [f"{run.model}/{run.path.name}", f"{run.settings['data']} {size}x{size}"]
-        cells += [f"{run.settings['lr']:g}"]
+        rates = [*run.facts.get("lr_until_step", {}).values(), run.settings["lr"]]
+        cells += [", then ".join(f"{lr:g}" for lr in rates)]
         cells += [f"{last['step']:,.0f}", f"{last['images']:,.0f}", f"{last['seconds'] / 60:.0f}"]
         found = [(run.evaluation["metrics"].get(name), form) for name, form in forms.items()]
         texts = (f"{x['value']:{form}} ({x['floor']:{form}})" if x else "" for x, form in found)

@@ -422,6 +422,14 @@ def test_a_set_too_small_to_learn_from_is_named_before_the_training(tiny, capsys
     assert ("4 steps of this lr show nothing yet; try --epochs 1500" in said) == warned
 
 
+def test_a_resumed_run_is_not_called_too_short(tiny, capsys):
+    settings = {key: value for key, value in tiny.items() if key != "max_steps"}
+    run = train("DCGAN", settings | {"epochs": 1, "name": "run"})
+    assert "show nothing yet" in capsys.readouterr().out
+    train("DCGAN", settings | {"resume": run.name, "epochs": 2, "lr": 1e-6})
+    assert "show nothing yet" not in capsys.readouterr().out
+
+
 def test_a_long_training_on_a_cpu_says_so_unless_it_is_quick_already(tiny, monkeypatch, capsys):
     def one_row(run):
         run.bar = type("Bar", (), {"disable": True, "set_postfix_str": lambda *_, **__: None})()

@@ -5,8 +5,8 @@
 
 The rival is the textbook loop of benchmarks/throughput.py in its fastest form, which has all
 images in memory; or, by its main.py, the dcgan of https://github.com/pytorch/examples, which reads
-PNGs of the right size. Networks and settings are those of quick.json on both sides, but for --lr.
-The rival's clock starts after its first step. At each of --seconds both draw 2,000 images; what
+PNGs of the right size. Networks and settings are those of quick.json on both sides, but for --lr;
+both compute in float32. The rival's clock starts after its first step. At each of --seconds both draw 2,000 images; what
 evaluate.py says of them goes to results/peers.csv, in place of what was there of the same pair.
 """
 
@@ -62,6 +62,7 @@ def train_ours(args: argparse.Namespace, folder: Path) -> None:
     start = ["--config", "quick.json", "--epochs", "100000", "--image-size", str(args.image_size)]
     start += ["--data", args.data, "--data-dir", str(folder), "--hold-out", str(HOLD_OUT)]
     start += ["--channels", "3", "--lr", str(args.lr), "--seed", str(args.seed), "--name", "ours"]
+    start += ["--precision", "fp32"]
     for seconds in args.seconds:
         command = [sys.executable, "train.py", *start, "--max-seconds", str(seconds)]
         subprocess.run([*command, "--runs-dir", str(folder)], cwd=TOP / args.model, check=True)

@@ -6,8 +6,9 @@
 The rival is the textbook loop of benchmarks/throughput.py in its fastest form, which has all
 images in memory; or, by its main.py, the dcgan of https://github.com/pytorch/examples, which reads
 PNGs of the right size. Networks and settings are those of quick.json on both sides, but for --lr;
-both compute in float32. The rival's clock starts after its first step. At each of --seconds both draw 2,000 images; what
-evaluate.py says of them goes to results/peers.csv, in place of what was there of the same pair.
+both compute in float32. The rival's clock starts after its first step. At each of --seconds both
+draw 2,000 images; what evaluate.py says of them goes to results/peers.csv, in place of what was
+there of the same pair.
 """
 
 import argparse

@@ -8,6 +8,7 @@ Sections: errors, settings, device, processes, files, run.
 
 import csv
 import ctypes
+import importlib
 import itertools
 import json
 import math
@@ -229,6 +230,9 @@ def set_up(config: Config) -> tuple[torch.device, Config]:
                 raise InputError(line)
             device = torch.device("cuda", number)
             torch.cuda.set_device(device)
+        # Imported later, as optimizers do, it would keep the group and its threads to the very end,
+        # when a thread that frees a tensor aborts the program.
+        importlib.import_module("torch.distributed.nn")
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(minutes=5))  # while the first saves
     torch.manual_seed(stream_seed(config.seed, process()) if process() else config.seed)

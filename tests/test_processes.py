@@ -120,6 +120,20 @@ def test_a_signal_to_one_stops_both_and_resuming_equals_not_having_stopped(two, 
     assert json.loads((run / "run.json").read_text())["processes"] == 2
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+def test_no_thread_of_the_group_outlives_the_training(two, tmp_path):
+    script = tmp_path / "watched.py"
+    script.write_text(
+        f"import sys, pathlib; sys.path.insert(0, {str(DCGAN.parent)!r})\n"
+        "import train; train.main()\n"
+        "print(*(file.read_text() for file in pathlib.Path('/proc/self/task').glob('*/comm')))"
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*torchrun, "--nproc-per-node=2", script, *flags_of(two)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "finished" in said and "python" in said and "gloo" not in said
+
+
 def test_a_process_that_dies_ends_all_with_the_reason(two, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command = [*torchrun, "--nproc-per-node=2", DCGAN, *flags_of(two | {"name": "run"})]

@@ -230,8 +230,8 @@ def set_up(config: Config) -> tuple[torch.device, Config]:
                 raise InputError(line)
             device = torch.device("cuda", number)
             torch.cuda.set_device(device)
-        # Imported later, as optimizers do, it would keep the group and its threads to the very end,
-        # when a thread that frees a tensor aborts the program.
+        # Optimizers import it. Once there is a group its default arguments would hold it, and its
+        # threads would live on and could abort Python while that ends.
         importlib.import_module("torch.distributed.nn")
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(minutes=5))  # while the first saves

@@ -364,7 +364,7 @@ def test_what_is_not_finite_ends_the_run_with_a_good_checkpoint(files, tiny, mon
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with pytest.raises(files.utils.RunError, match=message + ".*training has diverged"):
         train(files.folder, settings)
-    os.kill(os.getpid(), signal.SIGTERM)  # as torchrun does; the reason is still to be printed
+    signal.raise_signal(signal.SIGTERM)  # as torchrun does; the reason is still to be printed
     run = files.utils.find_run(tiny["runs_dir"], "run")
     assert checkpoint_of(run)["step"] == 4
     assert all(t.isfinite().all() for t in load_file(run / "generator.safetensors").values())

@@ -422,8 +422,9 @@ def test_a_set_too_small_to_learn_from_is_named_before_the_training(tiny, capsys
     assert ("4 steps of this lr show nothing yet; try --epochs 1500" in said) == warned
 
 
-def test_a_resumed_run_is_not_called_too_short(tiny, capsys):
-    settings = {key: value for key, value in tiny.items() if key != "max_steps"}
+def test_a_resumed_run_is_not_called_too_short(tiny, tmp_path, capsys):
+    images = write_images(tmp_path / "images", noise_images(16, 16, 16, 3))
+    settings = tiny | {"data": images, "max_steps": 0}
     run = train("DCGAN", settings | {"epochs": 1, "name": "run"})
     assert "show nothing yet" in capsys.readouterr().out
     train("DCGAN", settings | {"resume": run.name, "epochs": 2, "lr": 1e-6})

@@ -230,8 +230,8 @@ def set_up(config: Config) -> tuple[torch.device, Config]:
                 raise InputError(line)
             device = torch.device("cuda", number)
             torch.cuda.set_device(device)
-        # Optimizers import it. Once there is a group its default arguments would hold it, and its
-        # threads would live on and could abort Python while that ends.
+        # Optimizers import this module. Imported after the group is made, its default arguments
+        # would keep the group's threads alive, which can abort the program as Python shuts down.
         importlib.import_module("torch.distributed.nn")
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(minutes=5))  # while the first saves
@@ -631,7 +631,7 @@ class Run:
         for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):  # Windows lacks the third
             number = getattr(signal, name, None)
             if number and signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets SIGHUP
-                signal.signal(number, receive)  # to the end, also of a run that fails
+                signal.signal(number, receive)  # stays, so that a failing run can say why
         with writing(self.path), self.open, self.bar:
             if self.step == 0:
                 self.draw()
@@ -792,7 +792,8 @@ class Run:
         before, (state, damaged) = read_json(self.path / "run.json"), read_checkpoint(self.path)
         for line in damaged:
             self.say(f"checkpoint  {line}; resuming from the one before")
-        # Settings newer than the run had their defaults. parameters.json may have been edited.
+        # As in the checkpoint, since parameters.json may have been edited. A setting that is newer
+        # than the run had its default.
         saved, done = settings_of(type(self.config)()) | state["settings"], state["step"]
         wrong = [
             f"{name} was {saved[name]} and is now {value}"

@@ -27,6 +27,7 @@ from conftest import (
 )
 
 DCGAN = TOP / "DCGAN" / "train.py"
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows starts no forks")
 
 
@@ -128,16 +129,13 @@ def test_no_thread_of_the_group_outlives_the_training(two, tmp_path):
         "import train; train.main()\n"
         "print(*(file.read_text() for file in pathlib.Path('/proc/self/task').glob('*/comm')))"
     )
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = [*torchrun, "--nproc-per-node=2", script, *flags_of(two)]
+    command = [*TORCHRUN, script, *flags_of(two)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "finished" in said and "python" in said and "gloo" not in said
 
 
 def test_a_process_that_dies_ends_all_with_the_reason(two, tmp_path):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = [*torchrun, "--nproc-per-node=2", DCGAN, *flags_of(two | {"name": "run"})]
-    command.append("--max-steps=0")
+    command = [*TORCHRUN, DCGAN, *flags_of(two | {"name": "run", "max_steps": 0})]
     pipes, run = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}, tmp_path / "runs" / "run"
     training, end = subprocess.Popen(command, text=True, **pipes), time.monotonic() + 90
     while not (run / "frames" / "000004.png").exists():

@@ -21,15 +21,11 @@ Of a later paper: --r1, off by default, a penalty that keeps the discriminator s
 (Mescheder, Geiger and Nowozin 2018, arXiv:1801.04406).
 """
 
-if __name__ == "__main__":  # while PyTorch is imported, Ctrl-C ends without a traceback
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 from torch.optim import Adam, Optimizer
@@ -37,32 +33,22 @@ from torch.optim import Adam, Optimizer
 import utils
 from data import Batches, load_images
 from model import Discriminator, Generator
-from utils import (
-    Amount,
-    Channels,
-    Count,
-    ImageSize,
-    Limit,
-    Positive,
-    Precision,
-    Run,
-    Seed,
-    Share,
-    Width,
-)
+from utils import Channels, Fraction, ImageSize, Precision, Run, Seed, Width
+
+utils.release_modules("data", "model", "utils")  # a second model has its own
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=utils.STRICT)
 class Config:
     """Train a DCGAN (arXiv:1511.06434)."""
 
-    lr: Positive = 5e-5
-    """Adam's step size."""
-    beta1: Share = 0.5
+    lr: PositiveFloat = 5e-5
+    """Learning rate, Adam's step size."""
+    beta1: Fraction = 0.5
     """Adam's decay of the mean gradient."""
-    beta2: Share = 0.999
+    beta2: Fraction = 0.999
     """Adam's decay of the mean squared gradient."""
-    r1: Amount = 0.0
+    r1: NonNegativeFloat = 0.0
     """Weight of the R1 penalty, gamma in arXiv:1801.04406; 0 for none, as in the paper."""
     g_width: Width = 128
     """Feature maps of the generator's last hidden layer."""
@@ -70,43 +56,43 @@ class Config:
     """Feature maps of the discriminator's first layer."""
     z_dim: Width = 100
     """Length of the noise vector z."""
-    image_size: ImageSize = 64
-    """Side of the images in pixels."""
-    channels: Channels = "data"
-    """1 for gray, 3 for color, data for what the images have."""
-    batch_size: Count = 64
+    batch_size: PositiveInt = 64
     """Images in a minibatch."""
-    epochs: Count = 50
-    """Length; an epoch is len(images) // batch_size generator updates."""
-    max_steps: Limit = 0
-    """Stop after this many generator updates; 0 for no limit but --epochs."""
-    max_seconds: Amount = 0.0
-    """Stop after this many seconds of training; 0 for no limit but --epochs."""
+
+    # The same for every model: images, length, device, run folder.
     data: str = "faces"
     """faces (drawn), mnist, fashion-mnist, cifar10, celeba, a folder of images or a .zip of one."""
     data_dir: str = ""
     """Folder for downloads and decoded images; by default data/ beside train.py."""
-    hold_out: Limit = 0
+    hold_out: NonNegativeInt = 0
     """Number of images kept from training; evaluate.py takes its floor from them."""
+    image_size: ImageSize = 64
+    """Side of the images in pixels."""
+    channels: Channels = "data"
+    """1 for gray, 3 for color, data for what the images have."""
+    epochs: PositiveInt = 50
+    """Length; an epoch is len(images) // batch_size generator updates."""
+    max_steps: NonNegativeInt = 0
+    """Stop after this many generator updates; 0 for no limit but --epochs."""
+    max_seconds: NonNegativeFloat = 0.0
+    """Stop after this many seconds of training; 0 for no limit but --epochs."""
     seed: Seed = 0
-    """Seed of everything random."""
+    """Random seed of weights, noise and the order of the images."""
     device: str = "auto"
     """auto for the fastest available, or cpu, cuda, cuda:1, mps ..."""
     precision: Precision = "auto"
     """auto (by device), fp32 (exact), tf32 (products on a GPU) or bf16 (layers in bfloat16)."""
-    graphs: bool = True
-    """Replay each step as one CUDA graph on a GPU."""
     runs_dir: str = ""
     """Folder of the run folders; by default tensorboard/runs/ beside train.py."""
     name: str = ""
     """Name of the run folder; by default date and time."""
     resume: str = ""
     """Resume the run of this name, or the newest if no name is given."""
-    log_every: Count = 50
+    log_every: PositiveInt = 50
     """Steps between two rows in metrics.csv."""
-    frame_every: Count = 250
+    frame_every: PositiveInt = 250
     """Steps between two frames."""
-    checkpoint_every: Count = 1000
+    checkpoint_every: PositiveInt = 1000
     """Steps between two checkpoints."""
 
 
@@ -168,38 +154,39 @@ def generator_step(
 def train(config: Config) -> Path:
     """Train from the start or from a checkpoint, and return the run folder."""
     device, config = utils.set_up(config)
-    wanted = (config.data, config.data_dir, config.image_size, config.channels)
-    dataset = load_images(*wanted, config.batch_size, config.hold_out)
-    channels = dataset.images.shape[3]
-    generator = Generator(config.z_dim, config.image_size, channels, config.g_width)
-    discriminator = Discriminator(config.image_size, channels, config.d_width)
+    dataset = load_images(
+        *(config.data, config.data_dir, config.image_size, config.channels),
+        *(config.batch_size, config.hold_out),
+    )
+    generator_arguments = {  # saved with the weights
+        "z_dim": config.z_dim,
+        "image_size": config.image_size,
+        "channels": dataset.images.shape[3],
+        "width": config.g_width,
+    }
+    generator = Generator(**generator_arguments)
+    discriminator = Discriminator(config.image_size, dataset.images.shape[3], config.d_width)
     utils.place(device, generator, discriminator)
-    betas, on_gpu = (config.beta1, config.beta2), device.type == "cuda"
-    adam = {"betas": betas, "fused": True, "capturable": on_gpu}
-    generator_optimizer = Adam(generator.parameters(), config.lr, **adam)
-    discriminator_optimizer = Adam(discriminator.parameters(), config.lr, **adam)
-    utils.average_gradients(generator_optimizer, discriminator_optimizer)
+    adam = {"lr": config.lr, "betas": (config.beta1, config.beta2), "fused": True}
+    generator_optimizer = Adam(generator.parameters(), **adam)
+    discriminator_optimizer = Adam(discriminator.parameters(), **adam)
     batches = Batches(dataset.images, config.batch_size, device, config.seed)
-    parts = {
+    parts = {  # what resuming restores
         "generator": generator,
         "discriminator": discriminator,
         "generator_optimizer": generator_optimizer,
         "discriminator_optimizer": discriminator_optimizer,
         "batches": batches,
     }
-    run = Run(config, "DCGAN", dataset, device, 1, parts)
-
-    def step() -> dict[str, Tensor]:
-        """One iteration of the outer loop: what a graph records."""
-        real = next(batches)
-        losses = discriminator_step(discriminator, generator, discriminator_optimizer, real, config)
-        z = torch.randn(config.batch_size, config.z_dim, device=device)
-        return losses | generator_step(discriminator, generator, generator_optimizer, z, config)
-
-    step = utils.graphed(step, device, config.graphs)
+    run = Run(config, dataset, device, 1, parts, generator_arguments)
     for _ in run.steps():
-        batches.draw(1)
-        run.record(step())
+        losses = discriminator_step(
+            discriminator, generator, discriminator_optimizer, next(batches), config
+        )
+        z = torch.randn(config.batch_size, config.z_dim, device=device)
+        run.record(
+            losses | generator_step(discriminator, generator, generator_optimizer, z, config)
+        )
     return run.path
 
 

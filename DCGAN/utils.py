@@ -3,13 +3,11 @@
 This file is the same, byte for byte, in every model folder; tests/test_copies.py checks it.
 It knows no model: what says something about a paper is in train.py.
 
-Sections: errors, settings, device, processes, files, run.
+Sections: errors and output, settings, device and processes, files, run.
 """
 
 import csv
-import ctypes
-import importlib
-import itertools
+import io
 import json
 import math
 import os
@@ -20,23 +18,23 @@ import subprocess
 import sys
 import threading
 import time
-from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, BooleanOptionalAction
-from collections.abc import Callable, Iterator
+from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, fields, replace
-from datetime import datetime, timedelta
+from dataclasses import asdict, replace
+from datetime import datetime, timedelta, timezone
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import IO, Annotated, Any, Literal, TypeVar, get_args, get_origin
-from zipfile import BadZipFile, ZipFile
+from typing import IO, Annotated, Any, Literal, TypeVar
 
-import docstring_parser
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # later, its default arguments would hold the group and its threads
 from filelock import FileLock, Timeout
 from PIL import Image
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -45,7 +43,7 @@ from tqdm import tqdm
 HERE = Path(__file__).resolve().parent
 FORMAT = 1  # of the run folder and the image cache; raised when a meaning in them changes
 
-# ---- Errors ----
+# ---- Errors and output ----
 
 
 class InputError(Exception):
@@ -59,138 +57,150 @@ class RunError(Exception):
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """End the program with one line and an exit code where a traceback would help nobody."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    threading.excepthook = lambda _: None  # TensorBoard's thread; its errors come up here as well
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # a name may not fit the encoding
+        if hasattr(stream, "reconfigure"):  # not a notebook's
+            stream.reconfigure(errors="backslashreplace")  # a name may not fit the encoding
     try:
         yield
         return
-    except InputError as error:
-        code, line = 2, str(error)
-    except (RunError, OSError) as error:
-        code, line = 1, str(error)
+    except (InputError, RunError, OSError) as error:
+        code, line = 2 if isinstance(error, InputError) else 1, str(error)
     except (MemoryError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]  # only its words tell the kind of a RuntimeError
-        told = any(f"{word} memory" in reason for word in ("allocate", "enough", "out of"))
-        if not told and isinstance(error, RuntimeError):
+        code, line = 1, str(error).partition("\n")[0]
+        if isinstance(error, MemoryError) or "allocate" in line:
+            line = f"not enough memory ({line}); try a smaller --batch-size or --image-size"
+        elif processes() > 1 and ("gloo" in line or "NCCL" in line):
+            line = f"another of {processes()} processes has ended ({line})"
+        else:
             raise
-        smaller = "--batch-size, --image-size or --g-width and --d-width"
-        code, line = 1, f"not enough memory ({reason}); try a smaller {smaller}"
     except KeyboardInterrupt:
         code, line = 130, "interrupted; what was saved before is kept"
-    if code != 2 or process() == 0:  # all processes have the same settings
+    if code != 2 or local_process() == 0:  # all processes of a machine have the same settings
         name = Path(sys.argv[0]).name + (f", process {process()}" if processes() > 1 else "")
-        print(f"{name}: error: {' '.join(line.split())}", file=sys.stderr)
+        show(f"{name}: error: {' '.join(line.split())}", sys.stderr)
     raise SystemExit(code)
+
+
+def show(line: str, stream: IO[str] | None) -> None:
+    """Print a line above the progress bar; a closed or full output ends nothing."""
+    failures = AttributeError, OSError, ValueError  # no stream, a broken pipe, a closed file
+    try:
+        tqdm.write(line, file=stream)
+        stream.flush()
+    except failures:
+        with suppress(failures):  # what is buffered would fail once more as Python exits
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def release_modules(*names: str) -> None:
+    """Forget modules of this folder, so that a second model in the process imports its own."""
+    for name in names:
+        if Path(getattr(sys.modules.get(name), "__file__", None) or "").parent == HERE:
+            del sys.modules[name]
 
 
 # ---- Settings ----
 
-# A number's type; what is allowed, in words and as a test.
-Positive = Annotated[float, "a positive number", lambda x: 0 < x < math.inf]
-Amount = Annotated[float, "a number from 0 up", lambda x: 0 <= x < math.inf]
-Share = Annotated[float, "a number from 0 to below 1", lambda x: 0 <= x < 1]
-Count = Annotated[int, "a positive whole number", lambda x: x > 0]
-Limit = Annotated[int, "a whole number from 0 up", lambda x: x >= 0]
-Width = Annotated[int, "a whole number from 1 to 16384", lambda x: 0 < x <= 2**14]
-Seed = Annotated[int, "a whole number from 0 to 4294967295", lambda x: 0 <= x < 2**32]
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+Width = Annotated[int, Field(ge=1, le=2**14)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 ImageSize = Literal[16, 32, 64, 128, 256, 512, 1024]
 Channels = Literal["data", 1, 3]
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 Config = TypeVar("Config")
 
 DATASETS = ("faces", "mnist", "fashion-mnist", "cifar10", "celeba")  # other --data are paths
+PATHS = ("data", "data_dir", "runs_dir")
 WHERE = ("name", "resume", "runs_dir")  # settings that say where a run lies, not what it is
-MAY_DIFFER = ("data", "data_dir", "device", "graphs", "epochs", "max_steps", "max_seconds", "lr")
+MAY_DIFFER = ("data", "data_dir", "device", "epochs", "max_steps", "max_seconds", "lr")
+REMOVED = ("graphs",)  # settings of earlier runs that changed no result
 
 
 def parse_config(settings: type[Config], argv: list[str] | None = None) -> Config:
     """Read settings from the command line and from the JSON files that --config names.
 
-    A flag wins over a file wherever it stands, a file over the run that --resume names,
-    and that over the defaults. Paths become absolute.
+    A flag wins over a file, a file over the run that --resume names, and that over the
+    defaults. Paths become absolute; in a file they start at that file.
 
     Args:
-        settings: A dataclass; the string under each field is the help of its flag.
+        settings: A pydantic dataclass; the string under each field is the help of its flag.
         argv: The command line without the program's name; by default the real one.
 
     Raises:
         InputError: A name or a value is not allowed.
     """
-    docs = docstring_parser.parse_from_object(settings)
-    helps = {parameter.args[1]: parameter.description for parameter in docs.params}
-    parser = ArgumentParser(
-        description=docs.short_description, allow_abbrev=False, argument_default=SUPPRESS
-    )
-    parser.add_argument("--config", action="append", metavar="FILE", help="JSON file of settings")
-    for field in fields(settings):
-        options = {"type": partial(convert, field.type), "metavar": field.name.upper()}
-        if field.type is bool:
-            options = {"action": BooleanOptionalAction}
-        elif field.name == "resume":
-            options |= {"nargs": "?", "const": "latest"}
-        text = f"{helps[field.name]} (default: {field.default!r})"
-        parser.add_argument("--" + field.name.replace("_", "-"), help=text, **options)
+    values, sources = {}, {}
 
-    def parse(flags: list[str] | None, source: str = "") -> dict[str, Any]:
-        def refuse(message: str) -> None:
-            raise InputError(source + message.removeprefix("argument "))
+    def add(found: dict[str, Any], source: str, folder: Path) -> None:
+        for name in found.keys() - values.keys() - set(REMOVED):
+            value, sources[name] = found[name], f"{source}--{name.replace('_', '-')}"
+            if name not in settings.__pydantic_fields__:
+                raise InputError(f"{sources[name]}: unknown; {suggestion(settings, name)}")
+            if name in PATHS and isinstance(value, str) and value not in ("", *DATASETS):
+                value = str((folder / Path(value).expanduser()).resolve())
+            values[name] = value
 
-        parser.error = refuse
-        found, unknown = parser.parse_known_args(flags)
-        if unknown:
-            name = unknown[0].split("=")[0]
-            near = get_close_matches(name, parser._option_string_actions, 1)
-            refuse(f"{name}: unknown" + (f"; did you mean {near[0]}?" if near else "; see --help"))
-        return vars(found)
-
-    def parse_file(file: Path, about: str = "") -> dict[str, Any]:
-        flags = []
-        for name, value in read_json(file).items():
-            flag = name.replace("_", "-")
-            if isinstance(value, bool):
-                flags.append(f"--{flag}" if value else f"--no-{flag}")
-            else:
-                flags.append(f"--{flag}={value}")
-        if any(flag.startswith("--config=") for flag in flags):
-            raise InputError(f"{file}: --config: a file cannot name another")
-        return parse(flags, f"{file}{about}: ")
-
-    flags, values = parse(argv), {}
-    for name in flags.pop("config", []):
-        beside = HERE / name  # as quick.json is
-        values |= parse_file(Path(name) if Path(name).exists() else beside)
-    values |= flags
+    flags = parse_flags(settings, argv)
+    files = flags.pop("config", [])
+    add(flags, "", Path.cwd())
+    for text in reversed(files):  # the last file wins
+        file = Path(text) if Path(text).exists() else HERE / text  # as quick.json is
+        add(read_json(file), f"{file}: ", file.parent)
     if values.get("resume"):
+        if values.get("name"):
+            raise InputError("--name: a resumed run keeps its name; leave out --name or --resume")
         run = find_run(values.get("runs_dir", ""), values["resume"])
-        about = f" of a run of {read_json(run / 'run.json').get('model')}"
-        values = parse_file(run / "parameters.json", about) | values
-    for name in ("data", "data_dir", "runs_dir"):
-        if values.get(name) and values[name] not in DATASETS:
-            values[name] = str(Path(values[name]).absolute())
-    return settings(**values)
+        about = f"{run}, a run of {read_json(run / 'run.json').get('model')}: "
+        add(read_json(run / "parameters.json"), about, run)
+    try:
+        return settings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        must = first["msg"].replace("Input should be", "must be")
+        raise InputError(f"{sources[first['loc'][0]]}: {must}, not {first['input']!r}") from None
 
 
-def convert(kind: Any, text: str) -> Any:
-    """Turn the text of a flag into the type of its setting.
+def parse_flags(settings: type[Config], argv: list[str] | None) -> dict[str, Any]:
+    """Return the settings that the command line gives, and the files of `config`."""
+    about = {"description": settings.__doc__, "argument_default": SUPPRESS}
+    parser = ArgumentParser(allow_abbrev=False, **about)
+    parser.add_argument("--config", action="append", metavar="FILE", help="JSON file of settings")
+    for name, field in settings.__pydantic_fields__.items():
+        options = {"type": partial(value_of, field.annotation), "metavar": name.upper()}
+        if field.annotation is bool:
+            options = {"action": BooleanOptionalAction}
+        elif name == "resume":
+            options |= {"nargs": "?", "const": "latest"}
+        text = f"{field.description or ''} (default: {field.default!r})".replace("%", "%%")
+        parser.add_argument("--" + name.replace("_", "-"), help=text, **options)
 
-    Raises:
-        ArgumentTypeError: It is not allowed.
-    """
-    if kind is str:
-        return text
-    if get_origin(kind) is Literal:
-        options = {str(option): option for option in get_args(kind)}
-        words = "one of " + ", ".join(options)
-        if text in options:
-            return options[text]
-    else:
-        number, words, allowed = get_args(kind)
-        with suppress(ValueError):
-            if allowed(number(text)):
-                return number(text)
-    raise ArgumentTypeError(f"must be {words}, not {text!r}")
+    def refuse(message: str) -> None:
+        raise InputError(message.removeprefix("argument "))
+
+    parser.error = refuse
+    found, unknown = parser.parse_known_args(argv)
+    if unknown:
+        name = unknown[0].partition("=")[0]
+        refuse(f"{name}: unknown; {suggestion(settings, name)}")
+    return vars(found)
+
+
+def suggestion(settings: type[Config], name: str) -> str:
+    """Name the setting that was probably meant: by its spelling or by the words of its help."""
+    name, fields = name.strip("-").replace("-", "_"), settings.__pydantic_fields__
+    words = name.replace("_", " ")
+    near = [key for key, field in fields.items() if words in (field.description or "").lower()]
+    near = get_close_matches(name, fields, 1) or near
+    return f"did you mean --{near[0].replace('_', '-')}?" if near else "see --help"
+
+
+def value_of(kind: Any, text: str) -> Any:
+    """Turn the text of a flag into what its setting takes: text, an integer or a number."""
+    for convert in (str, int, float):
+        with suppress(ValueError):  # pydantic's errors are of this kind
+            return TypeAdapter(kind, config=STRICT).validate_python(convert(text))
+    return text  # to be refused by the settings
 
 
 def settings_of(config: Any) -> dict[str, Any]:
@@ -198,11 +208,28 @@ def settings_of(config: Any) -> dict[str, Any]:
     return {name: value for name, value in asdict(config).items() if name not in WHERE}
 
 
-# ---- Device ----
+# ---- Device and processes ----
+# `torchrun --standalone --nproc-per-node=N train.py` starts N processes. Each trains on minibatches
+# of its own; all take the same steps, since they average their gradients. Only the first writes.
+
+
+def process() -> int:
+    """Return the number of this process, from 0 up."""
+    return int(os.environ.get("RANK", 0))
+
+
+def local_process() -> int:
+    """Return the number of this process among those on its machine."""
+    return int(os.environ.get("LOCAL_RANK", process()))
+
+
+def processes() -> int:
+    """Return how many processes train together."""
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def set_up(config: Config) -> tuple[torch.device, Config]:
-    """Find a device, set its precision, join other processes, and seed weights and noise.
+    """Find a device, set its precision, and seed weights and noise.
 
     Returns:
         The device, and the settings with the precision that `auto` stands for on it.
@@ -210,49 +237,35 @@ def set_up(config: Config) -> tuple[torch.device, Config]:
     Raises:
         InputError: There is no such device.
     """
-    device = torch.device("cpu")
-    if config.device != "auto":
-        try:
-            device = torch.device(config.device)
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(f"--device {config.device}: not available ({reason})") from None
-    elif torch.accelerator.is_available():
-        found = torch.accelerator.current_accelerator()
-        if found.type != "mps" or processes() == 1:  # Gloo has no operations for Apple's GPUs
-            device = found
-    if processes() > 1:
-        if device.type == "cuda":
-            number, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-            if number >= count:
-                line = f"--device {config.device}: {processes()} processes, but {count} GPUs"
-                raise InputError(line)
-            device = torch.device("cuda", number)
-            torch.cuda.set_device(device)
-        # Optimizers import this module. Imported after the group is made, its default arguments
-        # would keep the group's threads alive, which can abort the program as Python shuts down.
-        importlib.import_module("torch.distributed.nn")
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=5))  # while the first saves
+    release_modules("train")
+    device, precision = pick_device(config.device), config.precision
+    if device.type == "cuda" and processes() > 1:
+        device = pick_device(f"cuda:{local_process()}")
+        torch.cuda.set_device(device)
     torch.manual_seed(stream_seed(config.seed, process()) if process() else config.seed)
-    precision = config.precision
     if precision == "auto":
         able = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of PyTorch lack it
-        native_bf16 = able.get("avx512_bf16") or able.get("amx_bf16")
-        on_cpu = "bf16" if native_bf16 else "fp32"
+        on_cpu = "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "fp32"
         precision = {"cuda": "tf32", "cpu": on_cpu}.get(device.type, "fp32")
     torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
     torch.backends.cudnn.allow_tf32 = precision != "fp32"
     torch.backends.cudnn.benchmark = True  # shapes never change, so the search pays
-    if device.type == "cpu":
-        torch.set_flush_denormal(True)
-        if platform.libc_ver()[0] == "glibc":
-            # Keep freed memory (M_TRIM_THRESHOLD, M_MMAP_MAX, M_TOP_PAD): large gradients come
-            # and go at every step, and getting them again costs a page fault for every 4 kB.
-            for option, value in ((-1, 2**31 - 1), (-4, 0), (-2, 2**28)):
-                ctypes.CDLL(None).mallopt(option, value)
+    torch.set_flush_denormal(device.type == "cpu")
     return device, replace(config, precision=precision)
+
+
+def pick_device(name: str) -> torch.device:
+    """Find a device by PyTorch's name for it, or the fastest as `auto`; InputError if none."""
+    if name == "auto":
+        available = torch.accelerator.is_available()  # in torch 2.6, no argument of the next
+        found = torch.accelerator.current_accelerator() if available else torch.device("cpu")
+        # Gloo has no operations for Apple's GPUs.
+        return torch.device("cpu") if found.type == "mps" and processes() > 1 else found
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"--device {name}: not available ({reason})") from None
 
 
 def stream_seed(seed: int, number: int) -> int:
@@ -263,8 +276,13 @@ def stream_seed(seed: int, number: int) -> int:
 def place(device: torch.device, *networks: nn.Module) -> None:
     """Move networks to a device, in the memory layout that is fastest there.
 
-    All of several processes get the weights of the first.
+    Several processes start from the weights of the first, and each gradient becomes the mean
+    over all. DistributedDataParallel supports neither a gradient penalty nor two passes
+    through batch norm before one backward.
     """
+    if processes() > 1:
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(days=1))  # others may still decode
     # What tensor cores take, and a little faster on CPUs too; far slower on Apple's GPUs.
     layout = torch.preserve_format if device.type == "mps" else torch.channels_last
     for network in networks:
@@ -272,169 +290,125 @@ def place(device: torch.device, *networks: nn.Module) -> None:
         for tensor in network.state_dict().values() if processes() > 1 else ():
             dist.broadcast(tensor, 0)
         network.to(memory_format=layout)
+        for parameter in network.parameters() if processes() > 1 else ():
+            parameter.register_post_accumulate_grad_hook(average_gradient)
 
 
-def graphed(
-    step: Callable[[], dict[str, Tensor]], device: torch.device, enabled: bool
-) -> Callable[[], dict[str, Tensor]]:
-    """Record a training step as one CUDA graph and replay it: one launch instead of thousands.
-
-    Without CUDA, or if not `enabled`, the step is returned as it is. Both do the same as long
-    as the step touches the device alone and every tensor it reads stays in its place.
-    """
-    if device.type != "cuda" or not enabled:
-        return step
-    side, graph, calls = torch.cuda.Stream(device), torch.cuda.CUDAGraph(), itertools.count()
-    losses: dict[str, Tensor] = {}
-
-    def replayed() -> dict[str, Tensor]:
-        call = next(calls)
-        if call < 3:  # as it is: cuDNN searches for kernels, optimizers create their state
-            side.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(side):
-                losses.update(step())
-            torch.cuda.current_stream(device).wait_stream(side)
-            return losses
-        if call == 3:  # recording runs nothing; NCCL watches its work from another thread
-            with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
-                losses.update(step())
-        graph.replay()
-        return losses
-
-    return replayed
-
-
-# ---- Processes ----
-# `torchrun --standalone --nproc-per-node=N train.py` starts N of them. Each trains on minibatches
-# of its own; all take the same steps, since they average their gradients.
-
-
-def process() -> int:
-    """Return the number of this process; only the first, 0, writes."""
-    return int(os.environ.get("RANK", 0))
-
-
-def processes() -> int:
-    """Return how many processes train together."""
-    return int(os.environ.get("WORLD_SIZE", 1))
-
-
-@contextmanager
-def together() -> Iterator[None]:
-    """Say it in one line if another process is gone."""
-    try:
-        yield
-    except RuntimeError as error:  # Gloo's and NCCL's own
-        reason = str(error).strip().splitlines()[0]
-        raise RunError(f"another of {processes()} processes has ended ({reason})") from None
+def average_gradient(parameter: nn.Parameter) -> None:
+    """Replace the gradient of a parameter by its mean over all processes."""
+    dist.all_reduce(parameter.grad.div_(processes()))
 
 
 def gather(value: Any) -> list[Any]:
     """Return what every process gave, in their order."""
     found = [value] * processes()
     if processes() > 1:
-        with together():
-            dist.all_gather_object(found, value)
+        dist.all_gather_object(found, value)
     return found
 
 
-def average_gradients(*optimizers: Optimizer) -> None:
-    """Let each optimizer step along the mean of the gradients of all processes.
+@contextmanager
+def noted_signals() -> Iterator[list[int]]:
+    """Note Ctrl-C and the signals that end a program, so that a step can be finished first.
 
-    One flat all-reduce before each step. DistributedDataParallel supports neither a gradient
-    penalty nor two passes through batch norm before one backward.
+    A second signal acts at once. Those that are ignored, as nohup sets SIGHUP, stay ignored.
     """
+    received, before = [], {}
 
-    def average(optimizer: Optimizer, *_: Any) -> None:
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        with together():
-            dist.all_reduce(flat)
-        parts = (flat / processes()).split([gradient.numel() for gradient in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view(gradient.shape))
+    def note(number: int, _: Any) -> None:
+        received.append(number)
+        signal.signal(number, signal.default_int_handler)
 
-    for optimizer in optimizers if processes() > 1 else ():
-        optimizer.register_step_pre_hook(average)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if in_main_thread else ():
+        number = getattr(signal, name, None)  # Windows lacks SIGHUP
+        if number and signal.getsignal(number) != signal.SIG_IGN:
+            before[number] = signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # ---- Files ----
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Name the file or folder that cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or error
-        raise RunError(f"{path} cannot be written ({reason}); earlier files are kept") from None
-
-
-@contextmanager
-def write_aside(path: Path, keep: Path | None = None) -> Iterator[IO[bytes]]:
-    """Write a file under another name and rename it once it is whole and on the disk.
-
-    What had its name before is renamed to `keep`, if that is given.
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Write a file under another name, and rename it once it is whole and on the disk.
 
     Raises:
         RunError: It cannot be written; what had its name before is still there.
     """
     aside = path.with_name(f".{path.name}.part")
     try:
-        with writing(path):
-            with open(aside, "w+b") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            if keep and path.exists():
-                os.replace(path, keep)
-            os.replace(aside, path)
+        with open(aside, "w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise RunError(f"{path} cannot be written ({reason}); earlier files are kept") from None
     finally:
         aside.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds one object.
-
-    Raises:
-        InputError: There is no such file, or it holds something else.
-    """
+    """Read a JSON file that holds one object; InputError if it does not."""
     try:
-        found = json.loads(path.read_text("utf-8-sig"))  # some editors begin with a mark
+        return dict(json.loads(path.read_text("utf-8-sig")))  # some editors begin with a mark
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not a JSON file ({error})") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{path} holds no JSON object but a {type(found).__name__}")
-    return found
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not a JSON file of one object ({error})") from None
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write one JSON value, indented."""
-    with write_aside(path) as file:
+    with replacing(path) as file:
         file.write((json.dumps(content, indent=2) + "\n").encode())
 
 
-def runs_folder(runs_dir: str) -> Path:
-    """Return where runs lie: `runs_dir`, or tensorboard/runs beside this file."""
-    return Path(runs_dir) if runs_dir else HERE / "tensorboard" / "runs"
+def read_rows(table: Path, last_step: int) -> list[dict[str, str]]:
+    """Read metrics.csv up to a step; InputError if another program has changed it."""
+    rows = []
+    if table.exists():
+        with open(table, newline="", errors="replace") as file:
+            rows = list(csv.DictReader(file))
+    if any(None in row or not str(row.get("step")).isdigit() for row in rows):
+        raise InputError(f"{table}: another program has changed it; restore it or move it away")
+    return [row for row in rows if int(row["step"]) <= last_step]
+
+
+def write_rows(table: Path, rows: list[dict[str, Any]]) -> None:
+    """Write metrics.csv, with a column for every name in any row."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with replacing(table) as file:
+        lines = io.TextIOWrapper(file, newline="", write_through=True)
+        writer = csv.DictWriter(lines, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        lines.detach()
 
 
 def new_run(runs_dir: str, name: str) -> Path:
     """Create the folder of a run, named by date and time unless it is given a name.
 
     Raises:
-        InputError: The name is taken or cannot be one.
+        InputError: The name is taken or cannot be one, or the folder cannot be made.
     """
     if name in ("latest", "..") or Path(name).name != name or not name.isprintable():
         raise InputError(f"--name {name!r}: not a name that a run folder can have")
-    run = runs_folder(runs_dir) / (name or f"{datetime.now():%Y-%m-%d_%H-%M-%S_%f}"[:-3])
+    folder = Path(runs_dir or HERE / "tensorboard" / "runs")
+    run = folder / (name or f"{datetime.now():%Y-%m-%d_%H-%M-%S_%f}"[:-3])
     try:
         (run / "frames").mkdir(parents=True)
     except FileExistsError:
         raise InputError(f"--name {name}: {run} exists; continue it with --resume") from None
+    except OSError as error:
+        raise InputError(f"--runs-dir {folder}: {error.strerror}; choose another folder") from None
     return run
 
 
@@ -444,60 +418,44 @@ def find_run(runs_dir: str, name: str) -> Path:
     Raises:
         InputError: There is none that can be resumed.
     """
-    folder = runs_folder(runs_dir)
-    found = {file.parent for file in folder.glob("*/checkpoint*.pt")}
+    folder = Path(runs_dir or HERE / "tensorboard" / "runs")
+    found = {file.parent for file in folder.glob("*/checkpoint.pt")}
     if name == "latest" and found:
-        return max(found, key=lambda run: read_json(run / "run.json").get("started") or "")
+        return max(found, key=started)
     if folder / name not in found:
         names = ", ".join(sorted(run.name for run in found)) or "none"
         raise InputError(f"--resume {name}: no run of this name in {folder} (there: {names})")
     return folder / name
 
 
-def read_checkpoint(run: Path) -> tuple[dict[str, Any], list[str]]:
-    """Read checkpoint.pt, or the one before if that is damaged; neither can run code.
-
-    Returns:
-        What was saved; and what is wrong with a checkpoint that was passed over.
-
-    Raises:
-        RunError: Both are damaged.
-    """
-    damaged = []
-    for path in (run / "checkpoint.pt", run / "checkpoint.before.pt"):
-        try:
-            with ZipFile(path) as archive:  # which is what torch.save writes
-                if part := archive.testzip():  # a CRC-32 for each tensor
-                    raise BadZipFile(f"{part} in it is damaged")
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            if not {"step", "seconds", "settings", "own"} <= set(state):
-                raise ValueError("it is not a checkpoint of this program")
-            return state, damaged
-        except Exception as error:  # a damaged file can raise nearly anything
-            damaged.append(f"{path.name}: {' '.join(str(error).split())}")
-    raise RunError(f"no checkpoint in {run} can be read: {'; '.join(damaged)}")
-
-
-def cut_off(run: Path, step: int) -> None:
-    """Remove rows and frames from after `step`, and a row that ends half-way."""
-    if (run / "metrics.csv").exists():
-        lines = (run / "metrics.csv").read_text(errors="replace").splitlines(keepends=True)
-        header, *rows = [line for line in lines if line.endswith("\n")] or [""]
-        rows = [row for row in rows if (n := row.split(",")[0]).isdecimal() and int(n) <= step]
-        with write_aside(run / "metrics.csv") as file:
-            file.write("".join([header, *rows]).encode())
-    for frame in (run / "frames").glob("*.png"):
-        if frame.stem.isdecimal() and int(frame.stem) > step:
-            frame.unlink()
+def started(run: Path) -> datetime:
+    """Return when a run was started; the times of earlier runs have no zone and are local."""
+    try:
+        return datetime.fromisoformat(read_json(run / "run.json")["started"]).astimezone()
+    except (LookupError, TypeError, ValueError):
+        raise InputError(f"{run / 'run.json'} does not say when the run was started") from None
 
 
 def git_commit() -> str | None:
     """Return the commit that this file belongs to, where git knows one."""
     ask = ["git", "-C", str(HERE), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    with suppress(OSError):  # git is not installed
+        return subprocess.run(ask, capture_output=True, text=True).stdout.strip() or None
+
+
+def resume_command(run: Path) -> str:
+    """Return the command that resumes a run; of several machines, on this one."""
+    start, here = ["python"], int(os.environ.get("LOCAL_WORLD_SIZE", processes()))
+    if processes() > 1:
+        start = ["torchrun", "--standalone", f"--nproc-per-node={here}"]
+    if processes() > here:
+        address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+        start[1] = f"--nnodes={processes() // here}"
+        start.append(f"--node-rank={process() // here}")
+        start += [f"--master-addr={address}", f"--master-port={port}"]
+    join = shlex.join if os.name == "posix" else subprocess.list2cmdline
+    where = [HERE / "train.py", "--resume", run.name, "--runs-dir", run.parent]
+    return join(map(str, [*start, *where]))
 
 
 # ---- Run ----
@@ -511,47 +469,38 @@ class Run:
 
     Args:
         config: The settings of train.py.
-        model: What is trained, whatever the folder is called.
-        dataset: What it is trained on: `images`, `held_out`, `digest`, `skipped`, `cache`.
+        dataset: What is trained on: `images`, `held_out`, `digest`, `skipped`, `cache`.
         device: Where the networks are.
         batches_per_step: Minibatches of real images that one step shows.
-        parts: All that resuming needs, by name; each has a `state_dict`. One is `generator`.
+        parts: All that resuming restores, by name; each has a `state_dict`. One is `generator`.
+        arguments: What `Generator` was built with, for those who load its weights.
 
     Raises:
         InputError: The name is taken; there is nothing to resume, or the settings contradict.
     """
 
-    def __init__(
-        self,
-        config: Any,
-        model: str,
-        dataset: Any,
-        device: torch.device,
-        batches_per_step: int,
-        parts: dict[str, Any],
-    ) -> None:
-        self.config, self.dataset, self.device, self.parts = config, dataset, device, parts
+    def __init__(self, config, dataset, device, batches_per_step, parts, arguments) -> None:
+        self.config, self.dataset, self.device = config, dataset, device
+        self.parts, self.arguments = parts, arguments
         self.is_main = process() == 0
         batch = config.batch_size * processes()
         self.images_per_step = batches_per_step * batch
         self.steps_per_epoch = len(dataset.images) // batch
         self.last_step = min(config.epochs * self.steps_per_epoch, config.max_steps or math.inf)
-        self.step, self.seconds, self.sums, self.summed = 0, 0.0, {}, 0
-        self.done, self.line_before, self.hinted = False, 0.0, device.type != "cpu"
+        self.step, self.seconds, self.done = 0, 0.0, False
+        self.rows, self.sums, self.summed = [], {}, 0  # of metrics.csv; since its last row
+        self.told_at, self.hinted = 0.0, device.type != "cpu"
         # Noise of its own: drawing frames leaves the training's random stream alone.
         rng = torch.Generator().manual_seed(stream_seed(config.seed, 0))
         self.fixed_z = torch.randn(64, config.z_dim, generator=rng).to(device)
         networks = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
-        threads = torch.get_num_threads()
-        kind = (
-            f"{platform.processor() or platform.machine()}, {threads} thread{'s' * (threads > 1)}"
-        )
+        kind = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
         if device.type == "cuda":
             kind = torch.cuda.get_device_name(device)
         self.facts = {
             "format": FORMAT,
-            "model": model,
-            "started": datetime.now().isoformat(),
+            "model": HERE.name,
+            "started": datetime.now(timezone.utc).isoformat(),
             "finished": None,
             "device": f"{device} ({kind})",
             "precision": config.precision,
@@ -568,47 +517,7 @@ class Run:
             self.restore()
         else:
             self.path = gather(new_run(config.runs_dir, config.name) if self.is_main else None)[0]
-        self.row_before = (self.step, self.seconds)
-        self.open = ExitStack()  # what is closed at the end
-        if self.is_main:
-            with writing(self.path):
-                self.start()
-
-    def start(self) -> None:
-        """Lock the folder, write what the run is, open TensorBoard, and say all of it."""
-        # Slow to import, so only once nothing can be wrong with the settings.
-        from torch.utils.tensorboard import SummaryWriter
-        from torch.utils.tensorboard.summary import hparams
-
-        try:
-            self.open.enter_context(FileLock(self.path / ".lock", timeout=0))
-        except Timeout:
-            raise InputError(f"another training is using {self.path}") from None
-        if self.config.resume:
-            cut_off(self.path, self.step)
-        write_json(self.path / "parameters.json", settings_of(self.config))
-        write_json(self.path / "run.json", self.facts)
-        purge = self.step + 1 if self.config.resume else None  # TensorBoard hides what came after
-        self.events = self.open.enter_context(SummaryWriter(self.path, purge_step=purge))
-        if self.step == 0:
-            for summary in hparams(settings_of(self.config), {"loss_d": 0, "loss_g": 0}):
-                self.events.file_writer.add_summary(summary)
-            real = grid(torch.from_numpy(self.dataset.images[:64]).movedim(3, 1))
-            self.events.add_image("real", real, 0, dataformats="HWC")
-        count, size, _, channels = self.dataset.images.shape
-        held_out, skipped = len(self.dataset.held_out), self.dataset.skipped
-        self.say(f"device      {self.facts['device']}, {self.config.precision}")
-        self.say(f"images      {count:,} of {size}x{size}x{channels}: {self.config.data}")
-        if held_out:
-            self.say(f"held out    {held_out:,} more, which training never sees")
-        if skipped:
-            self.say(f"skipped     {'; '.join(skipped[:5])}{'; ...' * (len(skipped) > 5)}")
-        self.say(f"run         {self.path}" + f", from step {self.step}" * (self.step > 0))
-        limited = self.config.resume or self.config.max_steps or self.config.max_seconds
-        if self.last_step < 0.1 / self.config.lr and not limited:  # images would still be gray
-            few = f"{self.last_step:,} step{'s' * (self.last_step != 1)}"
-            enough = math.ceil(0.3 / self.config.lr / self.steps_per_epoch)
-            self.say(f"warning     {few} of this lr show nothing yet; try --epochs {enough}")
+        self.row_before = self.step, self.seconds
 
     def steps(self) -> Iterator[int]:
         """Yield the number of each step that is still to do; look after the run in between.
@@ -618,21 +527,12 @@ class Run:
             SystemExit: A signal asked to stop; the run is saved.
         """
         every, stop = self.config, 0
-        hidden = None if self.is_main else True  # None: shown if there is a terminal
+        hidden = None if self.is_main and sys.stderr else True  # None: shown on a terminal
         form = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{remaining} left{postfix}]"
         self.bar = tqdm(initial=self.step, disable=hidden, bar_format=form, dynamic_ncols=True)
-        self.bar.total = self.last_step
-        signals: list[int] = []
-
-        def receive(number: int, _: Any) -> None:
-            signals.append(number)  # the step is finished first
-            signal.signal(number, signal.default_int_handler)  # a second request ends at once
-
-        for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):  # Windows lacks the third
-            number = getattr(signal, name, None)
-            if number and signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets SIGHUP
-                signal.signal(number, receive)  # stays, so that a failing run can say why
-        with writing(self.path), self.open, self.bar:
+        with noted_signals() as signals, ExitStack() as self.open, self.bar:
+            if self.is_main:
+                self.start()
             if self.step == 0:
                 self.draw()
                 self.save()
@@ -651,7 +551,6 @@ class Run:
                 # All processes end at the same step.
                 ends, stops = zip(*gather((over, max(signals, default=0))), strict=True)
                 self.done, stop = any(ends), max(stops)
-                self.bar.total = max(self.bar.total, self.step)  # which was an estimate
                 self.bar.update()
                 if log or self.done:
                     self.log()
@@ -661,6 +560,40 @@ class Run:
                     self.save()
             self.end(stop)
 
+    def start(self) -> None:
+        """Lock the folder, write what the run is, open TensorBoard, and say all of it."""
+        from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+        try:
+            self.open.enter_context(FileLock(self.path / ".lock", timeout=0))
+        except Timeout:
+            raise InputError(f"another training is using {self.path}") from None
+        write_json(self.path / "parameters.json", settings_of(self.config))
+        write_json(self.path / "run.json", self.facts)
+        purge = self.step + 1 if self.config.resume else None  # TensorBoard hides what came after
+        self.events = self.open.enter_context(SummaryWriter(self.path, purge_step=purge))
+        if self.step == 0:
+            real = grid(torch.tensor(self.dataset.images[:64]).movedim(3, 1))
+            self.events.add_image("real", real, 0, dataformats="HWC")
+        for frame in (self.path / "frames").glob("*.png"):
+            if frame.stem.isdecimal() and int(frame.stem) > self.step:
+                frame.unlink()  # drawn after the checkpoint
+        count, size, _, channels = self.dataset.images.shape
+        self.say(f"device      {self.facts['device']}, {self.config.precision}")
+        self.say(f"images      {count:,} of {size}x{size}x{channels}: {self.config.data}")
+        if held_out := len(self.dataset.held_out):
+            self.say(f"held out    {held_out:,} more, which training never sees")
+        if skipped := self.dataset.skipped:
+            self.say(f"skipped     {'; '.join(skipped[:5])}{'; ...' * (len(skipped) > 5)}")
+        self.say(f"run         {self.path}" + f", from step {self.step}" * (self.step > 0))
+        enough = math.ceil(0.3 / self.config.lr)
+        if self.last_step < enough / 3 and not self.config.resume:  # images would still be gray
+            flag = f"--epochs {math.ceil(enough / self.steps_per_epoch)}"
+            if self.last_step == self.config.max_steps:
+                flag = f"--max-steps {enough}"
+            few = f"{self.last_step:,} steps at lr {self.config.lr:g} are too few"
+            self.say(f"warning     {few} for visible images; try {flag}")
+
     def end(self, stop: int) -> None:
         """Say how the training ended, and how to resume one that was stopped.
 
@@ -668,20 +601,17 @@ class Run:
             SystemExit: It was stopped.
         """
         steps = f"{self.step:,} step{'s' * (self.step != 1)}"
+        resume = resume_command(self.path)
+        line = f"stopped     after {steps}, which are saved; to resume: {resume}"
         if self.done:
-            self.facts["finished"] = datetime.now().isoformat()
-            if self.is_main:
-                write_json(self.path / "run.json", self.facts)
             took = tqdm.format_interval(self.seconds)
-            self.say(f"finished    {steps} in {took} of training: {self.path}")
-        else:
-            start = ["python"]
-            if processes() > 1:
-                start = ["torchrun", "--standalone", f"--nproc-per-node={processes()}"]
-            where = ["--resume", self.path.name, "--runs-dir", self.path.parent]
-            join = shlex.join if os.name == "posix" else subprocess.list2cmdline
-            resume = join(map(str, [*start, HERE / "train.py", *where]))
-            self.say(f"stopped     after {steps}, which are saved; to resume: {resume}")
+            line = f"finished    {steps} in {took} of training: {self.path}"
+        if self.done and self.is_main:
+            self.facts["finished"] = datetime.now(timezone.utc).isoformat()
+            write_json(self.path / "run.json", self.facts)
+        self.say(line)
+        if not self.is_main and not self.done and local_process() == 0:
+            show(line, sys.stdout)  # another machine's command differs
         if processes() > 1:
             gather(None)  # one that leaves early can abort
             dist.destroy_process_group()
@@ -703,30 +633,30 @@ class Run:
         self.row_before, self.sums, self.summed = (self.step, self.seconds), {}, 0
         if not self.is_main:
             return
-        speed = steps * self.images_per_step / max(seconds, 1e-9)
-        losses = {name: means.pop(name) for name in ("loss_d", "loss_g")} | means
+        means = dict(sorted(means.items(), key=lambda mean: not mean[0].startswith("loss")))
         row = {
             "step": self.step,
             "epoch": round(self.step / self.steps_per_epoch, 4),
             "images": self.step * self.images_per_step,
             "seconds": round(self.seconds, 3),
-            **{name: f"{value:.6g}" for name, value in losses.items()},
         }
-        with open(self.path / "metrics.csv", "a", newline="") as file:
-            table = csv.DictWriter(file, row, lineterminator="\n")
-            if file.tell() == 0:
-                table.writeheader()
-            table.writerow(row)
-        for name, value in (losses | {"images_per_second": speed}).items():
+        self.rows.append(row | {name: f"{value:.6g}" for name, value in means.items()})
+        write_rows(self.path / "metrics.csv", self.rows)
+        speed = steps * self.images_per_step / max(seconds, 1e-9)
+        for name, value in (means | {"images_per_second": speed}).items():
             self.events.add_scalar(name, value, self.step)
-        left = seconds / steps * (self.last_step - self.step)
-        if limit := self.config.max_seconds:
-            left = max(0.0, min(left, limit - self.seconds))
-        self.bar.total = self.step + math.ceil(left / max(seconds / steps, 1e-9))
-        text = f"loss_d {losses['loss_d']:.2f}, loss_g {losses['loss_g']:.2f}, {speed:.0f} images/s"
-        self.bar.set_postfix_str(text, refresh=False)
-        if self.done or time.monotonic() > self.line_before + 10:
-            self.line_before = time.monotonic()
+        losses = [f"{name} {value:.2f}" for name, value in means.items()][:2]
+        self.tell(", ".join([*losses, f"{speed:.0f} images/s"]), seconds / steps)
+
+    def tell(self, text: str, pace: float) -> None:
+        """Show losses and the time left, in the bar or as a line; `pace` is in seconds a step."""
+        left = pace * (self.last_step - self.step)
+        if self.config.max_seconds:
+            left = max(0.0, min(left, self.config.max_seconds - self.seconds))
+        self.bar.total = self.step + math.ceil(left / max(pace, 1e-9))
+        self.bar.set_postfix_str(text)
+        if self.done or time.monotonic() > self.told_at + 10:
+            self.told_at = time.monotonic()
             line = f"step {self.step}/{self.bar.total}, {text}, {tqdm.format_interval(left)} left"
             self.say(line, terminal=self.bar.disable)
         if not self.hinted and self.seconds > 10:
@@ -744,7 +674,7 @@ class Run:
             images = generator(self.fixed_z)
         generator.train()
         frame = grid(((images + 1) * 127.5).round().to("cpu", torch.uint8))
-        with write_aside(self.path / "frames" / f"{self.step:06d}.png") as file:
+        with replacing(self.path / "frames" / f"{self.step:06d}.png") as file:
             Image.fromarray(frame).save(file, "PNG")
         self.events.add_image("frames", frame, self.step, dataformats="HWC")
 
@@ -754,103 +684,99 @@ class Run:
         self.check_finite(self.sums)
         for name in self.facts["parameters"]:
             self.check_finite({f"{name}.{key}": t.sum() for key, t in state[name].items()})
-        own = {"rng": torch.get_rng_state(), "summed": self.summed}
-        own["sums"] = {name: total.cpu() for name, total in self.sums.items()}
+        mine = {"rng": torch.get_rng_state(), "summed": self.summed}
+        mine["sums"] = {name: total.cpu() for name, total in self.sums.items()}
         if self.device.type == "cuda":
-            own["cuda_rng"] = torch.cuda.get_rng_state(self.device)
-        state |= {"step": self.step, "seconds": self.seconds, "own": gather(own)}
+            mine["cuda_rng"] = torch.cuda.get_rng_state(self.device)
+        state |= {"step": self.step, "seconds": self.seconds, "own": gather(mine)}
         state["settings"] = settings_of(self.config)
         if not self.is_main:
             return
-        self.events.flush()
-        arguments = {
-            "z_dim": self.config.z_dim,
-            "image_size": self.config.image_size,
-            "channels": self.dataset.images.shape[3],
-            "width": self.config.g_width,
-        }
-        about = {"format": FORMAT, "model": self.facts["model"], "step": self.step}
-        # One key: the order of several would change from run to run.
-        metadata = {"about": json.dumps(about | {"arguments": arguments})}
+        about = {"format": FORMAT, "model": HERE.name, "step": self.step}
+        about |= {"z_dim": self.config.z_dim, "arguments": self.arguments}
         weights = {key: value.cpu().contiguous() for key, value in state["generator"].items()}
-        with write_aside(self.path / "generator.safetensors") as file:
-            file.write(safetensors_bytes(weights, metadata))
-        path, before = self.path / "checkpoint.pt", self.path / "checkpoint.before.pt"
-        with write_aside(path, keep=before) as file:
-            try:
-                torch.save(state, file)
-            except RuntimeError as error:  # of ending the file, which hides why that was necessary
-                raise error.__context__ or error from None
+        with replacing(self.path / "generator.safetensors") as file:
+            file.write(safetensors_bytes(weights, {"about": json.dumps(about)}))
+        with replacing(self.path / "checkpoint.pt") as file:
+            torch.save(state, whole := io.BytesIO())  # to a full disk it would not say why it fails
+            file.write(whole.getbuffer())
 
     def restore(self) -> None:
         """Return to the checkpoint.
 
         Raises:
             InputError: The settings are not those of the run, or nothing is left to do.
-            RunError: No checkpoint can be read, or it does not fit the networks.
+            RunError: The checkpoint cannot be read, or does not fit the networks.
         """
-        before, (state, damaged) = read_json(self.path / "run.json"), read_checkpoint(self.path)
-        for line in damaged:
-            self.say(f"checkpoint  {line}; resuming from the one before")
+        path, before = self.path / "checkpoint.pt", read_json(self.path / "run.json")
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)  # runs no code
+            done, self.seconds, saved = state["step"], state["seconds"], state["settings"]
+        except Exception as error:  # a damaged file can raise nearly anything
+            raise RunError(f"{path} cannot be read ({error})"[:300]) from None
         # As in the checkpoint, since parameters.json may have been edited. A setting that is newer
         # than the run had its default.
-        saved, done = settings_of(type(self.config)()) | state["settings"], state["step"]
+        was = settings_of(type(self.config)()) | saved | {"processes": 1} | before
+        now = settings_of(self.config)
+        now |= {name: self.facts[name] for name in ("pictures", "processes")}
         wrong = [
-            f"{name} was {saved[name]} and is now {value}"
-            for name, value in settings_of(self.config).items()
-            if name not in MAY_DIFFER and saved[name] != value
+            f"{name} was {was[name]} and is now {value}"
+            for name, value in now.items()
+            if name not in MAY_DIFFER and was[name] != value
         ]
-        if (was := before.get("model")) != self.facts["model"]:
-            wrong.append(f"it is a run of {was}")
-        if before.get("pictures") != self.facts["pictures"]:
-            wrong.append("the images are not those it was trained on")
-        if (was := before.get("processes", 1)) != processes():
-            wrong.append(f"it was trained by {was} processes and now there are {processes()}")
         if done >= self.last_step:
             wrong.append(f"its {done} steps are done; raise --epochs or --max-steps")
-        if 0 < self.config.max_seconds <= state["seconds"]:
+        if 0 < self.config.max_seconds <= self.seconds:
             wrong.append(f"its {self.config.max_seconds:g} seconds are over; raise --max-seconds")
         if wrong:
             raise InputError(f"--resume {self.path.name}: {'; '.join(wrong)}")
+        self.rows = read_rows(self.path / "metrics.csv", done)
         self.facts["started"] = before.get("started")
         self.facts["lr_until_step"] = before.get("lr_until_step", {})
-        if saved["lr"] != self.config.lr:
-            self.facts["lr_until_step"][str(done)] = saved["lr"]
-            self.say(f"lr          {saved['lr']:g} until step {done:,}, then {self.config.lr:g}")
         try:
             for name, part in self.parts.items():
-                for group in state[name].get("param_groups", []):
-                    group["capturable"] = self.device.type == "cuda"  # of the device, not the run
-                    group["lr"] = self.config.lr
                 part.load_state_dict(state[name])
-            own = state["own"][process()]
-            self.step, self.seconds, self.summed = done, state["seconds"], own["summed"]
-            self.sums = {name: total.to(self.device) for name, total in own["sums"].items()}
-            torch.set_rng_state(own["rng"])
-            if self.device.type == "cuda" and "cuda_rng" in own:
-                torch.cuda.set_rng_state(own["cuda_rng"], self.device)
+                fit(part, self.config.lr / saved["lr"])
+            mine = state["own"][process()]
+            torch.set_rng_state(mine["rng"])
+            if self.device.type == "cuda" and "cuda_rng" in mine:
+                torch.cuda.set_rng_state(mine["cuda_rng"], self.device)
+            self.step, self.summed = done, mine["summed"]
+            self.sums = {name: total.to(self.device) for name, total in mine["sums"].items()}
         except (LookupError, TypeError, ValueError, RuntimeError) as error:
-            raise RunError(f"the checkpoint in {self.path} does not fit ({error})") from None
+            raise RunError(f"{path} does not fit the networks ({error})"[:300]) from None
+        if saved["lr"] != self.config.lr:
+            self.facts["lr_until_step"][str(done)] = saved["lr"]
 
     def check_finite(self, values: dict[str, Any]) -> None:
         """Stop a run that has diverged while its last checkpoint is still good."""
         for name, value in values.items():
             if not math.isfinite(value):
-                line = (
-                    f"{name} is {float(value)} at step {self.step}: the training has diverged. "
-                    f"The last checkpoint in {self.path} is kept. Start a new run with --lr below "
-                    f"{self.config.lr:g}"
-                )
+                line = f"{name} is {float(value)} at step {self.step}: the training has diverged. "
+                line += f"The last checkpoint in {self.path} is kept. Start a new run with --lr "
+                line += f"below {self.config.lr:g}"
                 self.say(f"error       {line}", terminal=False)
                 raise RunError(line)
 
     def say(self, line: str, terminal: bool = True) -> None:
-        """Print a line above the bar, and keep it in train.log."""
+        """Keep a line in train.log, and print it above the bar."""
         if self.is_main:
-            if terminal:
-                tqdm.write(line)
             with open(self.path / "train.log", "a", encoding="utf-8", errors="replace") as file:
                 file.write(line + "\n")
+            if terminal:
+                show(line, sys.stdout)
+
+
+def fit(part: Any, factor: float) -> None:
+    """Fit a restored optimizer to this device, and it or a schedule to another learning rate."""
+    for group in getattr(part, "param_groups", ()):
+        group |= {name: group[name] * factor for name in {"lr", "initial_lr"} & group.keys()}
+    if hasattr(part, "base_lrs"):
+        part.base_lrs = [lr * factor for lr in part.base_lrs]
+    for parameter, values in part.state.items() if isinstance(part, Optimizer) else ():
+        for name, value in values.items():
+            if value.shape == parameter.shape:  # its layout in memory may be another device's
+                values[name] = torch.empty_like(parameter).copy_(value)
 
 
 def grid(images: Tensor) -> np.ndarray:

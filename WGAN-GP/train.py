@@ -15,49 +15,35 @@ Departures from the paper (its Algorithm 1 and section 5; the authors' gan_64x64
      the first with the generator.
 """
 
-if __name__ == "__main__":  # while PyTorch is imported, Ctrl-C ends without a traceback
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 import utils
 from data import Batches, load_images
 from model import Critic, Generator
-from utils import (
-    Amount,
-    Channels,
-    Count,
-    ImageSize,
-    Limit,
-    Positive,
-    Precision,
-    Run,
-    Seed,
-    Share,
-    Width,
-)
+from utils import Channels, Fraction, ImageSize, Precision, Run, Seed, Width
+
+utils.release_modules("data", "model", "utils")  # a second model has its own
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=utils.STRICT)
 class Config:
     """Train a WGAN with gradient penalty (arXiv:1704.00028)."""
 
-    lr: Positive = 1e-4
-    """Adam's step size, alpha in Algorithm 1."""
-    beta1: Share = 0.0
+    lr: PositiveFloat = 1e-4
+    """Learning rate, Adam's step size, alpha in Algorithm 1."""
+    beta1: Fraction = 0.0
     """Adam's decay of the mean gradient."""
-    beta2: Share = 0.9
+    beta2: Fraction = 0.9
     """Adam's decay of the mean squared gradient."""
-    n_critic: Count = 5
+    n_critic: PositiveInt = 5
     """Critic updates for each generator update."""
-    lambda_gp: Positive = 10.0
+    lambda_gp: NonNegativeFloat = 10.0
     """Weight of the gradient penalty, lambda in Algorithm 1."""
     g_width: Width = 64
     """Feature maps of the generator's last hidden layer."""
@@ -65,93 +51,98 @@ class Config:
     """Feature maps of the critic's first layer."""
     z_dim: Width = 100
     """Length of the noise vector z."""
-    image_size: ImageSize = 64
-    """Side of the images in pixels."""
-    channels: Channels = "data"
-    """1 for gray, 3 for color, data for what the images have."""
-    batch_size: Count = 64
+    batch_size: PositiveInt = 64
     """Images in a minibatch, m in Algorithm 1."""
-    epochs: Count = 30
-    """Length; an epoch is len(images) // batch_size generator updates."""
-    max_steps: Limit = 0
-    """Stop after this many generator updates; 0 for no limit but --epochs."""
-    max_seconds: Amount = 0.0
-    """Stop after this many seconds of training; 0 for no limit but --epochs."""
+
+    # The same for every model: images, length, device, run folder.
     data: str = "faces"
     """faces (drawn), mnist, fashion-mnist, cifar10, celeba, a folder of images or a .zip of one."""
     data_dir: str = ""
     """Folder for downloads and decoded images; by default data/ beside train.py."""
-    hold_out: Limit = 0
+    hold_out: NonNegativeInt = 0
     """Number of images kept from training; evaluate.py takes its floor from them."""
+    image_size: ImageSize = 64
+    """Side of the images in pixels."""
+    channels: Channels = "data"
+    """1 for gray, 3 for color, data for what the images have."""
+    epochs: PositiveInt = 30
+    """Length; an epoch is len(images) // batch_size generator updates."""
+    max_steps: NonNegativeInt = 0
+    """Stop after this many generator updates; 0 for no limit but --epochs."""
+    max_seconds: NonNegativeFloat = 0.0
+    """Stop after this many seconds of training; 0 for no limit but --epochs."""
     seed: Seed = 0
-    """Seed of everything random."""
+    """Random seed of weights, noise and the order of the images."""
     device: str = "auto"
     """auto for the fastest available, or cpu, cuda, cuda:1, mps ..."""
     precision: Precision = "auto"
     """auto (by device), fp32 (exact), tf32 (products on a GPU) or bf16 (layers in bfloat16)."""
-    graphs: bool = True
-    """Replay each step as one CUDA graph on a GPU."""
     runs_dir: str = ""
     """Folder of the run folders; by default tensorboard/runs/ beside train.py."""
     name: str = ""
     """Name of the run folder; by default date and time."""
     resume: str = ""
     """Resume the run of this name, or the newest if no name is given."""
-    log_every: Count = 50
+    log_every: PositiveInt = 50
     """Steps between two rows in metrics.csv."""
-    frame_every: Count = 250
+    frame_every: PositiveInt = 250
     """Steps between two frames."""
-    checkpoint_every: Count = 1000
+    checkpoint_every: PositiveInt = 1000
     """Steps between two checkpoints."""
 
 
 def gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-    """Measure how far the critic's slope is from 1 between real and fake images.
+    """Penalize gradient norms of the critic other than 1, between real and fake images.
 
     For each pair a point x_hat is drawn on the line between them (Algorithm 1, lines 4
-    and 6). Its slope is the L2 norm of the critic's gradient over all pixels of that one
-    image (line 7). Norm and mean are in float32, whatever the precision of the layers.
+    and 6). The norm is over all pixels of that one image (line 7), in float32 whatever the
+    precision of the layers.
 
     Args:
         critic: (B, C, H, W) -> (B,). It must treat the images of a batch separately: with
-            batch norm a slope per image has no meaning.
+            batch norm a per-image gradient is not well defined.
         real: (B, C, H, W) in [-1, 1].
         fake: The same shape, detached from the generator.
 
     Returns:
-        Batch mean of (slope - 1)^2, a scalar, 0 at best, not yet times lambda_gp; and the
-        batch mean of the slope, detached.
+        Batch mean of (norm - 1)^2, a scalar, not yet times lambda_gp; and the batch mean of
+        the norm, detached.
     """
     epsilon = torch.rand(len(real), 1, 1, 1, device=real.device)  # one per image
     x_hat = (epsilon * real + (1 - epsilon) * fake).requires_grad_()
     scores = critic(x_hat)
-    # The sum is safe: no score depends on another image, so each gradient is its own.
+    # Of the sum, because no score depends on another image: each gradient is its own.
+    # create_graph, because the loss holds these gradients and is differentiated itself.
     (gradient,) = torch.autograd.grad(scores.sum(), x_hat, create_graph=True)
-    slope = gradient.flatten(1).norm(dim=1)  # (B,)
-    return (slope - 1).square().mean(), slope.detach().mean()
+    norm = gradient.flatten(1).norm(dim=1)  # (B,)
+    return (norm - 1).square().mean(), norm.detach().mean()
 
 
 def critic_step(
     critic: nn.Module, generator: nn.Module, optimizer: Optimizer, real: Tensor, config: Config
 ) -> dict[str, Tensor]:
-    """Update the critic once (Algorithm 1, lines 3 to 9): real above fake, with slope 1.
+    """Update the critic once (Algorithm 1, lines 3 to 9): real above fake, with gradient norm 1.
 
     Returns:
         `loss_d`, which the update lowers; `wasserstein`, the critic's estimate of the
-        distance, without the penalty; `penalty`; `slope`.
+        distance, without the penalty; `penalty`; `gradient_norm`.
     """
     z = torch.randn(len(real), config.z_dim, device=real.device)
     with torch.autocast(real.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         with torch.no_grad():  # the generator stays as it is
             fake = generator(z)
         wasserstein = critic(real).mean() - critic(fake).mean()
-        penalty, slope = gradient_penalty(critic, real, fake)
+        penalty, norm = gradient_penalty(critic, real, fake)
     loss = -wasserstein + config.lambda_gp * penalty
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()  # at once: the other network's gradients take their memory
-    losses = {"loss_d": loss, "wasserstein": wasserstein, "penalty": penalty, "slope": slope}
-    return {name: value.detach() for name, value in losses.items()}
+    return {
+        "loss_d": loss.detach(),
+        "wasserstein": wasserstein.detach(),
+        "penalty": penalty.detach(),
+        "gradient_norm": norm,
+    }
 
 
 def generator_step(
@@ -171,39 +162,36 @@ def generator_step(
 def train(config: Config) -> Path:
     """Run Algorithm 1 from the start or from a checkpoint, and return the run folder."""
     device, config = utils.set_up(config)
-    wanted = (config.data, config.data_dir, config.image_size, config.channels)
-    dataset = load_images(*wanted, config.batch_size, config.hold_out)
-    channels = dataset.images.shape[3]
-    generator = Generator(config.z_dim, config.image_size, channels, config.g_width)
-    critic = Critic(config.image_size, channels, config.d_width)
+    dataset = load_images(
+        *(config.data, config.data_dir, config.image_size, config.channels),
+        *(config.batch_size, config.hold_out),
+    )
+    generator_arguments = {  # saved with the weights
+        "z_dim": config.z_dim,
+        "image_size": config.image_size,
+        "channels": dataset.images.shape[3],
+        "width": config.g_width,
+    }
+    generator = Generator(**generator_arguments)
+    critic = Critic(config.image_size, dataset.images.shape[3], config.d_width)
     utils.place(device, generator, critic)
-    betas, on_gpu = (config.beta1, config.beta2), device.type == "cuda"
-    adam = {"betas": betas, "fused": True, "capturable": on_gpu}
-    generator_optimizer = Adam(generator.parameters(), config.lr, **adam)
-    critic_optimizer = Adam(critic.parameters(), config.lr, **adam)
-    utils.average_gradients(generator_optimizer, critic_optimizer)
+    adam = {"lr": config.lr, "betas": (config.beta1, config.beta2), "fused": True}
+    generator_optimizer = Adam(generator.parameters(), **adam)
+    critic_optimizer = Adam(critic.parameters(), **adam)
     batches = Batches(dataset.images, config.batch_size, device, config.seed)
-    parts = {
+    parts = {  # what resuming restores
         "generator": generator,
         "critic": critic,
         "generator_optimizer": generator_optimizer,
         "critic_optimizer": critic_optimizer,
         "batches": batches,
     }
-    run = Run(config, "WGAN-GP", dataset, device, config.n_critic, parts)
-
-    def step() -> dict[str, Tensor]:
-        """One iteration of the outer loop: what a graph records."""
-        for _ in range(config.n_critic):  # Algorithm 1, line 2: a new minibatch each time
-            real = next(batches)
-            losses = critic_step(critic, generator, critic_optimizer, real, config)
-        z = torch.randn(config.batch_size, config.z_dim, device=device)
-        return losses | generator_step(critic, generator, generator_optimizer, z, config)
-
-    step = utils.graphed(step, device, config.graphs)
+    run = Run(config, dataset, device, config.n_critic, parts, generator_arguments)
     for _ in run.steps():
-        batches.draw(config.n_critic)
-        run.record(step())
+        for _ in range(config.n_critic):  # Algorithm 1, line 2: a new minibatch each time
+            losses = critic_step(critic, generator, critic_optimizer, next(batches), config)
+        z = torch.randn(config.batch_size, config.z_dim, device=device)
+        run.record(losses | generator_step(critic, generator, generator_optimizer, z, config))
     return run.path
 
 

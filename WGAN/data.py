@@ -36,7 +36,7 @@ from utils import (
     RunError,
     process,
     processes,
-    write_aside,
+    replacing,
 )
 
 TORCHVISION = {  # its class, and where its files lie under --data-dir
@@ -152,7 +152,7 @@ def build_cache(
 
     shape, gray = [0, image_size, image_size, 1 if channels == 1 else 3], channels == "data"
     bar = tqdm(total=count, desc="decoding", unit="image", leave=False, disable=None)
-    with write_aside(cache) as file, bar, warnings.catch_warnings():
+    with replacing(cache) as file, bar, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, about odd metadata
         items = iter(items)
         with ThreadPoolExecutor(THREADS) as pool:
@@ -178,7 +178,7 @@ def build_cache(
         digest = hashlib.sha256()
         while part := file.read(2**24):
             digest.update(part)
-    with write_aside(cache.with_suffix(".json")) as file:
+    with replacing(cache.with_suffix(".json")) as file:
         facts = {"shape": shape, "digest": digest.hexdigest(), "skipped": skipped}
         file.write(json.dumps(facts).encode())
 
@@ -336,23 +336,6 @@ class Batches:
         self.order = order.split(self.batch_size)[process() : whole : processes()]
         self.taken = 0
 
-    def draw(self, count: int) -> None:
-        """Choose the next `count` minibatches; nothing here waits for the device."""
-        rows = []
-        for _ in range(count):
-            if self.taken == len(self.order):
-                self.start_pass()
-            rows.append(self.order[self.taken])
-            self.taken += 1
-        if self.images.device.type == self.device.type:
-            chosen = self.images[self.move(torch.cat(rows))]
-        else:  # too many for the device: those that were chosen follow
-            chosen = self.move(self.images[torch.cat(rows)])
-        if not hasattr(self, "chosen"):
-            self.chosen = torch.empty_like(chosen)
-        self.chosen.copy_(chosen, non_blocking=True)  # a graph reads this very memory
-        self.handed_out = 0
-
     def move(self, tensor: Tensor) -> Tensor:
         """Copy a tensor to the device; from pinned memory, so that a GPU is not waited for."""
         if self.device.type == "cuda":
@@ -360,11 +343,16 @@ class Batches:
         return tensor.to(self.device)
 
     def __next__(self) -> Tensor:
-        """Return the next minibatch that was drawn, (B, C, H, W) in [-1, 1]."""
-        start = self.handed_out * self.batch_size
-        self.handed_out += 1
-        images = self.chosen[start : start + self.batch_size].permute(0, 3, 1, 2)
-        return images.float() / 127.5 - 1
+        """Return the next minibatch, (B, C, H, W) in [-1, 1]."""
+        if self.taken == len(self.order):
+            self.start_pass()
+        row = self.order[self.taken]
+        self.taken += 1
+        if self.images.device.type == self.device.type:
+            images = self.images[self.move(row)]
+        else:
+            images = self.move(self.images[row])
+        return images.permute(0, 3, 1, 2).float() / 127.5 - 1
 
     def state_dict(self) -> dict[str, Any]:
         """Say where the next minibatch comes from."""

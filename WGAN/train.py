@@ -14,33 +14,31 @@ Departures from the paper (its Algorithm 1 and section 4; the authors' main.py):
   4. Signs: the critic scores real images higher, as in line 5; their code: lower.
 """
 
-if __name__ == "__main__":  # while PyTorch is imported, Ctrl-C ends without a traceback
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.optim import Optimizer, RMSprop
 
 import utils
 from data import Batches, load_images
 from model import Critic, Generator
-from utils import Amount, Channels, Count, ImageSize, Limit, Positive, Precision, Run, Seed, Width
+from utils import Channels, ImageSize, Precision, Run, Seed, Width
+
+utils.release_modules("data", "model", "utils")  # a second model has its own
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=utils.STRICT)
 class Config:
     """Train a Wasserstein GAN with weight clipping (arXiv:1701.07875)."""
 
-    lr: Positive = 5e-5
-    """RMSProp's step size, alpha in Algorithm 1."""
-    n_critic: Count = 5
+    lr: PositiveFloat = 5e-5
+    """Learning rate, RMSProp's step size, alpha in Algorithm 1."""
+    n_critic: PositiveInt = 5
     """Critic updates for each generator update."""
-    clip_value: Positive = 0.01
+    clip_value: PositiveFloat = 0.01
     """Bound of all critic weights, c in Algorithm 1."""
     g_width: Width = 64
     """Feature maps of the generator's last hidden layer."""
@@ -48,43 +46,43 @@ class Config:
     """Feature maps of the critic's first layer."""
     z_dim: Width = 100
     """Length of the noise vector z."""
-    image_size: ImageSize = 64
-    """Side of the images in pixels."""
-    channels: Channels = "data"
-    """1 for gray, 3 for color, data for what the images have."""
-    batch_size: Count = 64
+    batch_size: PositiveInt = 64
     """Images in a minibatch, m in Algorithm 1."""
-    epochs: Count = 30
-    """Length; an epoch is len(images) // batch_size generator updates."""
-    max_steps: Limit = 0
-    """Stop after this many generator updates; 0 for no limit but --epochs."""
-    max_seconds: Amount = 0.0
-    """Stop after this many seconds of training; 0 for no limit but --epochs."""
+
+    # The same for every model: images, length, device, run folder.
     data: str = "faces"
     """faces (drawn), mnist, fashion-mnist, cifar10, celeba, a folder of images or a .zip of one."""
     data_dir: str = ""
     """Folder for downloads and decoded images; by default data/ beside train.py."""
-    hold_out: Limit = 0
+    hold_out: NonNegativeInt = 0
     """Number of images kept from training; evaluate.py takes its floor from them."""
+    image_size: ImageSize = 64
+    """Side of the images in pixels."""
+    channels: Channels = "data"
+    """1 for gray, 3 for color, data for what the images have."""
+    epochs: PositiveInt = 30
+    """Length; an epoch is len(images) // batch_size generator updates."""
+    max_steps: NonNegativeInt = 0
+    """Stop after this many generator updates; 0 for no limit but --epochs."""
+    max_seconds: NonNegativeFloat = 0.0
+    """Stop after this many seconds of training; 0 for no limit but --epochs."""
     seed: Seed = 0
-    """Seed of everything random."""
+    """Random seed of weights, noise and the order of the images."""
     device: str = "auto"
     """auto for the fastest available, or cpu, cuda, cuda:1, mps ..."""
     precision: Precision = "auto"
     """auto (by device), fp32 (exact), tf32 (products on a GPU) or bf16 (layers in bfloat16)."""
-    graphs: bool = True
-    """Replay each step as one CUDA graph on a GPU."""
     runs_dir: str = ""
     """Folder of the run folders; by default tensorboard/runs/ beside train.py."""
     name: str = ""
     """Name of the run folder; by default date and time."""
     resume: str = ""
     """Resume the run of this name, or the newest if no name is given."""
-    log_every: Count = 50
+    log_every: PositiveInt = 50
     """Steps between two rows in metrics.csv."""
-    frame_every: Count = 250
+    frame_every: PositiveInt = 250
     """Steps between two frames."""
-    checkpoint_every: Count = 1000
+    checkpoint_every: PositiveInt = 1000
     """Steps between two checkpoints."""
 
 
@@ -142,38 +140,35 @@ def generator_step(
 def train(config: Config) -> Path:
     """Run Algorithm 1 from the start or from a checkpoint, and return the run folder."""
     device, config = utils.set_up(config)
-    wanted = (config.data, config.data_dir, config.image_size, config.channels)
-    dataset = load_images(*wanted, config.batch_size, config.hold_out)
-    channels = dataset.images.shape[3]
-    generator = Generator(config.z_dim, config.image_size, channels, config.g_width)
-    critic = Critic(config.image_size, channels, config.d_width)
+    dataset = load_images(
+        *(config.data, config.data_dir, config.image_size, config.channels),
+        *(config.batch_size, config.hold_out),
+    )
+    generator_arguments = {  # saved with the weights
+        "z_dim": config.z_dim,
+        "image_size": config.image_size,
+        "channels": dataset.images.shape[3],
+        "width": config.g_width,
+    }
+    generator = Generator(**generator_arguments)
+    critic = Critic(config.image_size, dataset.images.shape[3], config.d_width)
     utils.place(device, generator, critic)
-    rmsprop = {"capturable": device.type == "cuda"}  # for the graph
-    generator_optimizer = RMSprop(generator.parameters(), config.lr, **rmsprop)
-    critic_optimizer = RMSprop(critic.parameters(), config.lr, **rmsprop)
-    utils.average_gradients(generator_optimizer, critic_optimizer)
+    generator_optimizer = RMSprop(generator.parameters(), config.lr)
+    critic_optimizer = RMSprop(critic.parameters(), config.lr)
     batches = Batches(dataset.images, config.batch_size, device, config.seed)
-    parts = {
+    parts = {  # what resuming restores
         "generator": generator,
         "critic": critic,
         "generator_optimizer": generator_optimizer,
         "critic_optimizer": critic_optimizer,
         "batches": batches,
     }
-    run = Run(config, "WGAN", dataset, device, config.n_critic, parts)
-
-    def step() -> dict[str, Tensor]:
-        """One iteration of the outer loop: what a graph records."""
-        for _ in range(config.n_critic):  # Algorithm 1, line 2: a new minibatch each time
-            real = next(batches)
-            losses = critic_step(critic, generator, critic_optimizer, real, config)
-        z = torch.randn(config.batch_size, config.z_dim, device=device)
-        return losses | generator_step(critic, generator, generator_optimizer, z, config)
-
-    step = utils.graphed(step, device, config.graphs)
+    run = Run(config, dataset, device, config.n_critic, parts, generator_arguments)
     for _ in run.steps():
-        batches.draw(config.n_critic)
-        run.record(step())
+        for _ in range(config.n_critic):  # Algorithm 1, line 2: a new minibatch each time
+            losses = critic_step(critic, generator, critic_optimizer, next(batches), config)
+        z = torch.randn(config.batch_size, config.z_dim, device=device)
+        run.record(losses | generator_step(critic, generator, generator_optimizer, z, config))
     return run.path
 
 

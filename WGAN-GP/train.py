@@ -200,9 +200,7 @@ def train(config: Config) -> Path:
         z = torch.randn(config.batch_size, config.z_dim, device=device)
         return losses | generator_step(critic, generator, generator_optimizer, z, config)
 
-    step = utils.graphed(step, device, config.graphs)
     for _ in run.steps():
-        batches.draw(config.n_critic)
         run.record(step())
     return run.path
 

@@ -197,9 +197,7 @@ def train(config: Config) -> Path:
         z = torch.randn(config.batch_size, config.z_dim, device=device)
         return losses | generator_step(discriminator, generator, generator_optimizer, z, config)
 
-    step = utils.graphed(step, device, config.graphs)
     for _ in run.steps():
-        batches.draw(config.k)
         run.record(step())
     return run.path
 

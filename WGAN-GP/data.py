@@ -1,57 +1,44 @@
 """Images and minibatches: drawn faces, a folder, a zip or a torchvision dataset, decoded once.
 
 This file is the same, byte for byte, in every model folder; tests/test_copies.py checks it.
-
-Sections: datasets, decoding, minibatches, drawn faces.
 """
 
 import hashlib
-import io
-import itertools
 import json
 import os
 import random
-import sys
+import re
+import stat
 import warnings
 import zipfile
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from filelock import FileLock
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-from utils import (
-    DATASETS,
-    FORMAT,
-    HERE,
-    Channels,
-    InputError,
-    RunError,
-    process,
-    processes,
-    replacing,
-)
+from utils import DATASETS, FORMAT, HERE, InputError, RunError, process, processes, replacing
 
-TORCHVISION = {  # its class, and where its files lie under --data-dir
+TORCHVISION = {  # the class, and where its files lie under --data-dir
     "mnist": ("MNIST", "MNIST/raw"),
     "fashion-mnist": ("FashionMNIST", "FashionMNIST/raw"),
     "cifar10": ("CIFAR10", "cifar-10-batches-py"),
     "celeba": ("CelebA", "celeba"),
 }
-READ = {".bmp": "BMP", ".gif": "GIF", ".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG"}
-READ |= {".webp": "WEBP"}
-NOT_READ = {".avif", ".heic", ".heif", ".jp2", ".jxl", ".psd", ".svg", ".tif", ".tiff"}
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"}  # other files are looked into
+SIGNATURES = rb"(?s)BM.{4}\0{4}|GIF8[79]a|\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF.{4}WEBP"
+HIDDEN = r"(?i)\.[^.]|(__MACOSX|@eaDir|#recycle|\$RECYCLE\.BIN|thumbs)$"  # folders of tools
 MOST_PIXELS, MOST_BYTES = 50_000_000, 100_000_000  # of one image: a small file can hold a huge one
-THREADS = min(4, os.cpu_count() or 1)  # each may hold an image of the most pixels
-
-# ---- Datasets ----
 
 
 class Dataset(NamedTuple):
@@ -60,256 +47,247 @@ class Dataset(NamedTuple):
     images: np.ndarray  # uint8 (N, H, W, C), mapped from the cache: what training sees
     held_out: np.ndarray  # the same of those that it does not see
     digest: str  # of the bytes of all: resuming asks for the same images
-    skipped: list[str]  # files that were not read, each with the reason
+    skipped: list[str]  # what was not read, and why
     cache: Path
 
 
 class Damaged(RunError):
-    """A cache of decoded images is missing or not whole."""
+    """A cache of decoded images is missing, not whole, or of other images."""
 
 
 def load_images(
-    data: str, data_dir: str, image_size: int, channels: Channels, batch_size: int, hold_out: int
+    data: str, data_dir: str, image_size: int, channels: int | str, batch_size: int, hold_out: int
 ) -> Dataset:
     """Decode images once, and from then on map the cached array into memory.
 
-    Args:
-        data: One of `DATASETS`, a folder or a zip file.
-        data_dir: For downloads and the cache; empty for `data` beside this file.
-        image_size: The short side is scaled to it, then the center is cut out.
-        channels: 1, 3, or "data": 1 if every image is gray, otherwise 3.
-        batch_size: There must be at least this many images besides those held out.
-        hold_out: How many are kept from training.
+    The arguments are settings of train.py. Each process needs `batch_size` images besides
+    the last `hold_out`, which training never sees.
 
     Raises:
         InputError: There is no such folder or name, or too few images can be read.
-        RunError: A download failed, or the disk is full.
+        RunError: A download failed, or the cache cannot be written.
     """
     root = Path(data_dir) if data_dir else HERE / "data"
-    items, count, facts, skipped = list_images(data, root, image_size)
-    key = hashlib.sha256(json.dumps([FORMAT, image_size, channels, facts]).encode()).hexdigest()
-    cache = root / "cache" / f"{Path(data).stem[:50]}-{image_size}-{key[:16]}.bytes"
-    needed = batch_size * processes() + hold_out
-    asked = f"--batch-size {batch_size}" + f" and --hold-out {hold_out}" * (hold_out > 0)
-    asked += f" in {processes()} processes" * (processes() > 1)
-    if count < needed:
-        raise InputError(f"--data {data}: {count} images are fewer than {asked} need")
-    with FileLock(cache.with_suffix(".lock")):  # other processes wait while one decodes
-        try:
-            found = open_cache(cache, hold_out)
-        except Damaged:
-            build_cache(cache, items, count, image_size, channels, skipped)
-            found = open_cache(cache, hold_out)
-    if len(found.images) < needed - hold_out:
-        readable, first = len(found.images) + len(found.held_out), found.skipped[:1]
-        raise InputError(
-            f"--data {data}: {readable} readable images are fewer than {asked} need; "
-            f"not read: {'; '.join(first)}"
-        )
+    place = data if data in DATASETS else os.path.realpath(data)
+    for name in (place, str(root)):
+        if name.encode(errors="ignore").decode() != name:
+            raise InputError(f"{name!r}: the name is not UTF-8; rename it")
+    items, facts, left_out = list_images(data, root, image_size)
+    key = hashlib.sha256(json.dumps([FORMAT, place, image_size, channels]).encode()).hexdigest()
+    cache = root / "cache" / f"{Path(place).stem[:50]}-{image_size}-{key[:16]}.bytes"
+    try:
+        with FileLock(cache.with_suffix(".lock")):  # other processes wait while one decodes
+            try:
+                found = open_cache(cache, hold_out, facts["version"])
+            except Damaged:
+                build_cache(cache, items, facts, image_size, channels)
+                found = open_cache(cache, hold_out)
+    except OSError as error:
+        raise RunError(f"{error} (--data-dir names another folder for decoded images)") from None
+    found = found._replace(skipped=left_out + found.skipped)
+    most = len(found.images) // processes()
+    if most < batch_size:
+        images = f"{len(found.images)} images" + f" besides {hold_out} held out" * (hold_out > 0)
+        asked = f"--batch-size {batch_size}" + f" in {processes()} processes" * (processes() > 1)
+        advice = "; ".join([f"try --batch-size {most}"] * (most > 0) + found.skipped[:1])
+        raise InputError(f"--data {data}: {images} are fewer than {asked}; {advice}")
     return found
 
 
-def open_cache(cache: Path, hold_out: int) -> Dataset:
-    """Map decoded images into memory; the last `hold_out` of them are held out.
+def open_cache(cache: Path, hold_out: int, version: str = "") -> Dataset:
+    """Map decoded images into memory, read-only; the last `hold_out` of them are held out.
 
     Raises:
-        Damaged: The cache is missing or not whole.
+        Damaged: The cache is missing, not whole, or not of this version of the images.
     """
     try:
         facts = json.loads(cache.with_suffix(".json").read_bytes())
         shape = tuple(facts["shape"])
-        if np.prod(shape) != cache.stat().st_size:
-            raise ValueError("its size is wrong")
-        if shape[0] == 0:  # an empty file cannot be mapped
-            images = np.empty(shape, np.uint8)
-        else:  # mode "c": PyTorch wants writable memory, and nothing written reaches the file
-            images = np.memmap(cache, np.uint8, mode="c", shape=shape)
+        if np.prod(shape) != cache.stat().st_size or version not in ("", facts.get("version")):
+            raise ValueError("not whole, or of other images")
+        images = np.memmap(cache, mode="r", shape=shape)[..., : facts.get("channels")]
         first = max(0, len(images) - hold_out)
         return Dataset(images[:first], images[first:], facts["digest"], facts["skipped"], cache)
-    except (OSError, LookupError, TypeError, ValueError) as error:
+    except (FileNotFoundError, LookupError, TypeError, ValueError) as error:
         raise Damaged(f"cache {cache}: {error}") from None
 
 
 def build_cache(
-    cache: Path,
-    items: Iterable,
-    count: int,
-    image_size: int,
-    channels: Channels,
-    skipped: list[str],
+    cache: Path, items: Iterator, facts: dict[str, Any], image_size: int, channels: int | str
 ) -> None:
     """Decode in parallel under a progress bar, and write the array and what is known about it."""
 
-    def decode_or_say(item: Any) -> np.ndarray | str:
+    def decode_or_say(item: tuple[str, Any]) -> np.ndarray | str:
         try:
-            return decode(item, image_size, channels)
+            return decode(item[1], image_size, channels)
+        except MemoryError:
+            raise
         except Exception as error:  # a broken image can raise nearly anything
-            name = item[1].filename if isinstance(item, tuple) else item
-            reason = " ".join(str(error).split()) or type(error).__name__
-            if isinstance(error, UnidentifiedImageError):  # it names an object of ours
-                reason = "damaged, or not an image"
-            return f"{name}: {reason}"
+            return f"{item[0]}: {str(error).partition(' <')[0] or type(error).__name__}"
 
-    shape, gray = [0, image_size, image_size, 1 if channels == 1 else 3], channels == "data"
-    bar = tqdm(total=count, desc="decoding", unit="image", leave=False, disable=None)
-    with replacing(cache) as file, bar, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, about odd metadata
-        items = iter(items)
-        with ThreadPoolExecutor(THREADS) as pool:
-            while chunk := list(itertools.islice(items, 512)):  # bounds what waits in memory
-                for row in pool.map(decode_or_say, chunk):
-                    bar.update()
-                    if isinstance(row, str):
-                        skipped.append(row)
-                        tqdm.write(f"skipped     {row}", file=sys.stderr)
-                    else:
-                        file.write(row)
-                        shape[0] += 1
-                        gray = gray and bool((row == row[..., :1]).all())
-        if gray:  # keep one of three equal channels, each row moving up in the file
-            for i in range(shape[0]):
-                file.seek(i * image_size**2 * 3)
-                row = file.read(image_size**2 * 3)[::3]
-                file.seek(i * image_size**2)
+    shape, skipped = [0, image_size, image_size, 1 if channels == 1 else 3], []
+    gray, of_all, of_one = channels == "data", hashlib.sha256(), hashlib.sha256()
+    bar = tqdm(total=facts["count"], desc="decoding", unit="image", leave=False, disable=None)
+    pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))  # each thread may hold a huge image
+    Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # Pillow refuses what is more than twice as large
+    warnings.filterwarnings("ignore", module="PIL")  # about odd metadata
+    with replacing(cache) as file, bar, pool:
+        while chunk := list(islice(items, 512)):  # bounds what waits in memory
+            for row in pool.map(decode_or_say, chunk):
+                bar.update()
+                if isinstance(row, str):
+                    skipped.append(row)
+                    continue
                 file.write(row)
-            file.truncate()
-            shape[3] = 1
-        file.seek(0)
-        digest = hashlib.sha256()
-        while part := file.read(2**24):
-            digest.update(part)
+                shape[0] += 1
+                gray = gray and bool((row == row[..., :1]).all())
+                of_all.update(row)
+                of_one.update(row[..., 0].tobytes() if gray else b"")
+        cache.with_suffix(".json").unlink(missing_ok=True)  # it is about what is replaced
+    facts |= {"shape": shape, "channels": 1 if gray else 3, "skipped": skipped}
+    facts["digest"] = (of_one if gray else of_all).hexdigest()
     with replacing(cache.with_suffix(".json")) as file:
-        facts = {"shape": shape, "digest": digest.hexdigest(), "skipped": skipped}
         file.write(json.dumps(facts).encode())
 
 
-def list_images(data: str, root: Path, image_size: int) -> tuple[Iterable, int, Any, list[str]]:
+def list_images(data: str, root: Path, image_size: int) -> tuple[Iterator, dict, list[str]]:
     """Find the images of a dataset.
 
     Returns:
-        What `decode` takes; how many; what identifies them; and a line about files that are
-        images of a kind that is not read.
+        Pairs of a name and what `decode` takes; their count, and a version that changes when
+        the images do; and at most one line about what is left out.
 
     Raises:
         InputError: There is no such dataset, or no image in it.
         RunError: A download failed.
     """
-    path = Path(data)
     if data == "faces":
-        return draw_faces(FACES, image_size), FACES, data, []
+        version = hashlib.sha256(np.stack(list(draw_faces(16, 16)))).hexdigest()
+        return enumerate(draw_faces(FACES, image_size)), {"count": FACES, "version": version}, []
     if data in TORCHVISION:
         return download(data, root, image_size)
-    if data and path.is_dir():
-        names = sorted(str(file) for file in path.resolve().rglob("*") if not file.is_dir())
-        items = [name for name in names if kind_of(name) in READ]
-        about = [os.lstat(name) for name in items]
-        facts = [items, [(each.st_size, each.st_mtime_ns) for each in about]]
-    elif zipfile.is_zipfile(path):
-        try:
-            archive = zipfile.ZipFile(path)
-        except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
-            raise InputError(f"--data {data}: the zip cannot be read ({error})") from None
-        entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-        entries.sort(key=lambda entry: entry.filename)
-        names = [entry.filename for entry in entries]
-        items = [(archive, entry) for entry in entries if kind_of(entry.filename) in READ]
-        facts = [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
-    else:
-        kinds = f"a folder, a .zip file or one of {', '.join(DATASETS)}"
-        raise InputError(f"--data {data!r}: no such dataset; it takes {kinds}")
-    others = [name for name in names if kind_of(name) in NOT_READ]
-    counts = Counter(kind_of(name) for name in others)
-    kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(counts.items()))
-    advice = f"{kinds} not read (such as {others[0]}): convert to JPEG or PNG" if others else ""
+    try:
+        files = sorted(list_files(data), key=lambda file: file[0])
+    except Exception as error:  # a broken zip can raise nearly anything
+        reason = f"cannot be read ({error})" if os.path.exists(data) else "no such folder or file"
+        kinds = f"it takes a folder, a whole .zip file or one of {', '.join(DATASETS)}"
+        raise InputError(f"--data {data}: {reason}; {kinds}") from None
+    items, about, left_out = [], [], {}
+    for path, kind, size, changed, opened in files:
+        name = path.encode(errors="backslashreplace").decode()  # it may not be UTF-8
+        suffix = os.path.splitext(name)[1].lower()
+        if not kind and suffix not in SUFFIXES:
+            kind = suffix or "without a suffix"
+            with suppress(Exception), opened() as file:
+                kind = "" if re.match(SIGNATURES, file.read(16)) else kind
+        if not kind and size > MOST_BYTES:
+            kind = f"above {MOST_BYTES // 10**6} MB"
+        if kind:
+            left_out.setdefault(kind, []).append(name)
+        else:
+            items.append((name, opened))
+            about.append((name, size, changed))
+    kinds = [f"{len(names):,} {kind} ({', '.join(names[:2])})" for kind, names in left_out.items()]
+    line = f"{', '.join(kinds)} not read; convert images to JPEG or PNG, unpack archives"
     if not items:
-        raise InputError(
-            f"--data {data}: no image in it ({', '.join(READ)}){'; ' * bool(others)}{advice}"
-        )
+        raise InputError(f"--data {data}: no image in it; {line}")
     random.Random(0).shuffle(items)  # held-out images come from all over the folder
-    return items, len(items), facts, [advice] * bool(others)
+    version = hashlib.sha256(json.dumps(about).encode()).hexdigest()
+    return iter(items), {"count": len(items), "version": version}, [line] * bool(kinds)
 
 
-def kind_of(name: str) -> str:
-    """Return the suffix of a file; none for the "._x.jpg" that a Mac keeps beside x.jpg."""
-    return "" if Path(name).name.startswith("._") else Path(name).suffix.lower()
+def list_files(data: str) -> Iterator[tuple[str, str, int, Any, Any]]:
+    """Find the files in a folder, behind links too but each once, or in a zip.
+
+    Yields:
+        Its path; why it is left out, if it is; its size; what changes when it is changed; and
+        what opens it.
+
+    Raises:
+        Exception: It is no whole zip; zipfile raises nearly anything.
+    """
+    archive = None if os.path.isdir(data) else zipfile.ZipFile(data)
+    for entry in archive.infolist() if archive else ():
+        hidden = any(re.match(HIDDEN, part) for part in entry.filename.split("/"))
+        kind = "hidden" if hidden else "locked by a password" * (entry.flag_bits & 1)
+        changed = os.stat(data).st_mtime_ns, entry.CRC
+        if not entry.is_dir():
+            yield entry.filename, kind, entry.file_size, changed, partial(archive.open, entry)
+    paths, seen = [] if archive else [os.path.realpath(data)], set()
+    for path in paths:  # which grows
+        try:
+            about = os.stat(path)  # of what a link leads to
+            identity = about.st_dev, about.st_ino
+            kind = "" if stat.S_ISREG(about.st_mode) else "neither file nor folder"
+            if path != paths[0] and re.match(HIDDEN, os.path.basename(path)):
+                kind = "hidden"
+            elif identity in seen:
+                kind = "reached twice"
+            elif stat.S_ISDIR(about.st_mode):
+                paths += [os.path.join(path, name) for name in sorted(os.listdir(path))]
+                kind = "folder"
+            seen.add(identity)
+        except OSError as error:
+            kind = error.strerror
+        if kind != "folder":
+            changed = about.st_mtime_ns, about.st_mode
+            yield path, kind, about.st_size, changed, partial(open, path, "rb")
 
 
-def download(data: str, root: Path, image_size: int) -> tuple[Iterable, int, Any, list[str]]:
+def download(data: str, root: Path, image_size: int) -> tuple[Iterator, dict, list[str]]:
     """Have torchvision read one of its datasets; it downloads what is not there."""
     import torchvision.datasets  # slow to import
 
     name, subfolder = TORCHVISION[data]
-    part = {"split": "train"} if data == "celeba" else {"train": True}
     try:
         with FileLock(root / f"{data}.lock"):
-            dataset = getattr(torchvision.datasets, name)(root, download=True, **part)
+            dataset = getattr(torchvision.datasets, name)(root, download=True)
     except Exception as error:  # network, server, quota: each raises its own kind
-        raise RunError(
-            f"--data {data}: the download failed ({error}); put the files that torchvision's "
-            f"{name} lists into {root / subfolder} by hand, or name a folder of images"
-        ) from None
+        advice = f"put the files of torchvision's {name} into {root / subfolder} by hand"
+        raise RunError(f"--data {data}: the download failed ({error}); {advice}") from None
     if data == "celeba":
         return list_images(str(root / subfolder / "img_align_celeba"), root, image_size)
-    return np.asarray(dataset.data), len(dataset.data), data, []
+    pixels = np.asarray(dataset.data)
+    version = hashlib.sha256(pixels.tobytes()).hexdigest()
+    return enumerate(pixels), {"count": len(pixels), "version": version}, []
 
 
-# ---- Decoding ----
+def decode(item: Any, image_size: int, channels: int | str) -> np.ndarray:
+    """Read one image as uint8 (image_size, image_size, 3); the last is 1 if `channels` is.
 
-
-def decode(item: Any, image_size: int, channels: Channels) -> np.ndarray:
-    """Read one image, of any size and mode, as uint8 (image_size, image_size, 1 or 3).
+    The short side is scaled to `image_size`, then the center is cut out.
 
     Args:
-        item: A path, an open zip file and its entry, or pixels (H, W) or (H, W, C).
-        image_size: The short side is scaled to it, then the center is cut out.
-        channels: 1, 3, or "data", which here means 3.
+        item: Pixels, (H, W) or (H, W, C), or a function that opens an image file.
 
     Raises:
         Exception: It cannot be read; Pillow raises nearly anything.
     """
     if isinstance(item, np.ndarray):
-        return fit(Image.fromarray(item), image_size, channels)
-    zipped = isinstance(item, tuple)
-    if not zipped and not Path(item).is_file():
-        raise ValueError("not a file that can be read")  # opening a pipe would take forever
-    size = item[1].file_size if zipped else os.stat(item).st_size
-    if size > MOST_BYTES:
-        raise ValueError(f"{size / 1e6:,.0f} MB are more than {MOST_BYTES // 10**6} MB")
-    # zipfile unpacks no more than the size that it names
-    content = item[0].read(item[1]) if zipped else Path(item).read_bytes()
-    image = Image.open(io.BytesIO(content), formats=tuple(set(READ.values())))
-    width, height = image.size
-    if width * height > MOST_PIXELS:
-        raise ValueError(f"{width} x {height} pixels are more than {MOST_PIXELS // 10**6} million")
-    image.draft("RGB", (image_size, image_size))  # a JPEG is decoded at the scale that is needed
-    return fit(image, image_size, channels)
-
-
-def fit(image: Image.Image, image_size: int, channels: Channels) -> np.ndarray:
-    """Turn an image upright, bring it to 8 bits a channel, scale it and cut out the center."""
-    ImageOps.exif_transpose(image, in_place=True)
+        image = Image.fromarray(item)
+    else:
+        with item() as file, Image.open(file, formats=FORMATS) as image:
+            image.draft("RGB", (image_size, image_size))  # a JPEG at the scale that is needed
+            image.load()
+    with suppress(Exception):  # it turns the image before it rewrites metadata, which may be odd
+        ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
         image = Image.fromarray((np.asarray(image, np.float32) * (255 / 65535)).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        if image.getextrema()[3][1] > 0:  # an alpha of 0 everywhere was never meant
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert("L" if channels == 1 else "RGB")
     image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
     return np.asarray(image).reshape(image_size, image_size, -1)
-
-
-# ---- Minibatches ----
 
 
 class Batches:
     """Endless minibatches: each pass shows every image at most once, in a new order.
 
     The images that do not fill a last minibatch are left out of the pass. The order depends
-    on the seed alone, not on the device. Several processes share a pass: together they see
-    what one would with a minibatch as large as all of theirs.
-
-    `draw` chooses minibatches and `next` hands them out. They are separate because a CUDA
-    graph can hold the second, which touches nothing but the device, and not the first.
+    on the seed alone. Several processes share a pass: together they see what one would with
+    a minibatch as large as all of theirs.
 
     Args:
         images: uint8 (N, H, W, C).
@@ -321,38 +299,34 @@ class Batches:
     def __init__(
         self, images: np.ndarray, batch_size: int, device: torch.device, seed: int
     ) -> None:
-        self.images = torch.from_numpy(images)
+        self.batch_size, self.device = batch_size, device
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the cache is read-only, and nothing writes to it
+            self.images = torch.from_numpy(images)
         if device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] / 2:
             self.images = self.images.to(device)
-        self.batch_size, self.device = batch_size, device
         self.rng = torch.Generator().manual_seed(seed)
         self.start_pass()
 
     def start_pass(self) -> None:
         """Draw a new order; remember the state that it was drawn from."""
         self.rng_at_start = self.rng.get_state()
-        order = torch.randperm(len(self.images), generator=self.rng)
+        order = torch.randperm(len(self.images), generator=self.rng).to(self.images.device)
         whole = len(order) // self.batch_size // processes() * processes()
         self.order = order.split(self.batch_size)[process() : whole : processes()]
         self.taken = 0
-
-    def move(self, tensor: Tensor) -> Tensor:
-        """Copy a tensor to the device; from pinned memory, so that a GPU is not waited for."""
-        if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor.to(self.device)
 
     def __next__(self) -> Tensor:
         """Return the next minibatch, (B, C, H, W) in [-1, 1]."""
         if self.taken == len(self.order):
             self.start_pass()
-        row = self.order[self.taken]
+        images = self.images[self.order[self.taken]]
         self.taken += 1
-        if self.images.device.type == self.device.type:
-            images = self.images[self.move(row)]
-        else:
-            images = self.move(self.images[row])
-        return images.permute(0, 3, 1, 2).float() / 127.5 - 1
+        on_gpu = self.device.type == "cuda"
+        if on_gpu and not images.is_cuda:
+            images = images.pin_memory()  # so that the GPU is not waited for
+        images = images.to(self.device, non_blocking=on_gpu).permute(0, 3, 1, 2)
+        return images.float() / 127.5 - 1
 
     def state_dict(self) -> dict[str, Any]:
         """Say where the next minibatch comes from."""

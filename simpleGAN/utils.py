@@ -201,6 +201,22 @@ def settings_of(config: Any) -> dict[str, Any]:
 # ---- Device ----
 
 
+def pick_device(name: str) -> torch.device:
+    """Find a device by PyTorch's name for it, or the fastest as `auto`.
+
+    Raises:
+        InputError: There is no such device.
+    """
+    if name == "auto":
+        available = torch.accelerator.is_available()
+        return torch.accelerator.current_accelerator() if available else torch.device("cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"--device {name}: not available ({reason})") from None
+
+
 def set_up(config: Config) -> tuple[torch.device, Config]:
     """Find a device, set its precision, join other processes, and seed weights and noise.
 

@@ -5,51 +5,52 @@ What is missing, damaged or of an unknown kind is an InputError that names it.
 
 import importlib
 import json
+import re
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
+from datetime import datetime
+from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import IO, TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    import torch  # slow to import, and not every script needs it
-
 TOP = Path(__file__).resolve().parent
-MODELS = ("simpleGAN", "DCGAN", "WGAN", "WGAN-GP")
-FORMAT = 1  # of the run folders that these scripts understand
-SETTINGS = ("data", "data_dir", "image_size", "channels", "batch_size", "epochs", "lr", "d_width")
+PAPERS = ("simpleGAN", "DCGAN", "WGAN", "WGAN-GP")  # in the order in which they appeared
+SETTINGS = ("data", "data_dir", "image_size", "channels", "batch_size")  # that every model has
+LOADING = threading.Lock()  # play.py loads files from several threads
 
 
-class InputError(Exception):
-    """Something the user gave cannot be used: one line that names it, exit code 2."""
+def models() -> list[str]:
+    """Return the names of the model folders: the papers' in their order, then all others."""
+    found = sorted(file.parent.name for file in TOP.glob("*/train.py"))
+    return sorted(found, key=lambda name: PAPERS.index(name) if name in PAPERS else len(PAPERS))
 
 
-@contextmanager
-def plain_errors() -> Iterator[None]:
-    """End the program with one line and an exit code where a traceback would help nobody."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # a name may not fit the terminal's encoding
-    try:
-        yield
-        return
-    except InputError as error:
-        code, line = 2, str(error)
-    except OSError as error:
-        code, line = 1, str(error)
-    except (MemoryError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]  # only its words tell the kind of a RuntimeError
-        told = any(f"{word} memory" in reason for word in ("allocate", "enough", "out of"))
-        if not told and isinstance(error, RuntimeError):
-            raise
-        code, line = 1, f"not enough memory ({reason})"
-    except KeyboardInterrupt:
-        code, line = 130, "interrupted"
-    print(f"{Path(sys.argv[0]).name}: error: {' '.join(line.split())}", file=sys.stderr)
-    raise SystemExit(code)
+@cache
+def utils() -> ModuleType:
+    """Return the utils.py of a model folder: errors, files and devices are as in training.
+
+    It imports PyTorch, which takes two seconds. A script reads its command line before it asks
+    for this, so that --help and a wrong flag are answered at once.
+    """
+    return load_file_of(models()[0], "utils")
+
+
+def command_line(about: str) -> ArgumentParser:
+    """Begin the command line of a script with this docstring; an error is one line."""
+    raw = RawDescriptionHelpFormatter
+    return ArgumentParser(usage=SUPPRESS, description=about, formatter_class=raw)
+
+
+def seed(text: str) -> int:
+    """Read a seed within the bounds of train.py: the type of a flag."""
+    if text.isdecimal() and int(text) < 2**32:
+        return int(text)
+    raise ArgumentTypeError(f"must be a whole number from 0 to {2**32 - 1}, not {text!r}")
 
 
 def heed_signals() -> None:
@@ -61,23 +62,23 @@ def heed_signals() -> None:
 
 def read_json(file: Path, *keys: str) -> dict[str, Any]:
     """Read a JSON file that holds one object with these keys."""
-    try:
-        found = dict(json.loads(file.read_bytes()))
-    except OSError as error:
-        raise InputError(f"{file}: {error.strerror}") from None
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{file} is damaged ({error})") from None
+    found = utils().read_json(file)
     if missing := [key for key in keys if key not in found]:
-        raise InputError(f"{file} is damaged (it lacks {', '.join(missing)})")
+        raise utils().InputError(f"{file} is damaged (it lacks {', '.join(missing)})")
     return found
 
 
 def read_facts(run: Path) -> dict[str, Any]:
-    """Read run.json of a format and a model that are known here."""
-    facts = read_json(run / "run.json", "format", "model", "started")
-    if facts["format"] != FORMAT or facts["model"] not in MODELS:
-        about = f"format {facts['format']!r:.50}, model {facts['model']!r:.50}"
-        raise InputError(f"{run / 'run.json'}: {about}; this program reads format {FORMAT}")
+    """Read run.json; `started` becomes a datetime with a zone, by default the local one."""
+    file, known = run / "run.json", utils().FORMAT
+    facts = read_json(file, "format", "model", "started")
+    if facts["format"] != known or not isinstance(facts["model"], str):
+        found = f"format {facts['format']!r:.50}, model {facts['model']!r:.50}"
+        raise utils().InputError(f"{file}: {found}; this program reads format {known}")
+    try:
+        facts["started"] = datetime.fromisoformat(facts["started"]).astimezone()
+    except (TypeError, ValueError) as error:
+        raise utils().InputError(f"{file} is damaged ({error})") from None
     return facts
 
 
@@ -93,17 +94,11 @@ def images_per_step(run: Path) -> int:
     return settings["batch_size"] * updates * processes
 
 
-def has_frames(run: Path) -> bool:
-    """Tell whether a run has drawn its first frame yet."""
-    return any((run / "frames").glob("[0-9]*.png"))
-
-
 def frames_of(run: Path) -> list[Path]:
-    """Return the frames, one at least, in order of steps, which are their names."""
-    frames = sorted((run / "frames").glob("[0-9]*.png"), key=lambda frame: int(frame.stem))
-    if not frames:
-        raise InputError(f"{run}: there are no frames in it yet")
-    return frames
+    """Return the frames in order of steps, which are their names; a new run has none."""
+    found = (run / "frames").glob("*.png")
+    frames = {int(file.stem): file for file in found if re.fullmatch("[0-9]{6,}", file.stem)}
+    return [frames[step] for step in sorted(frames)]
 
 
 def runs_in(folder: Path) -> list[Path]:
@@ -112,7 +107,7 @@ def runs_in(folder: Path) -> list[Path]:
     for file in (folder / "tensorboard" / "runs").glob("*/run.json"):
         try:
             found.append((read_facts(file.parent)["started"], file.parent))
-        except InputError as error:
+        except utils().InputError as error:
             print(f"skipped {error}", file=sys.stderr)
     return [run for _, run in sorted(found)]
 
@@ -126,12 +121,13 @@ def find_run(text: str) -> Path:
         if (folder / "train.py").is_file():
             if found := runs_in(folder):
                 return found[-1]
-            raise InputError(f"{text}: no run yet; start one with: cd {text} && python train.py")
+            start = f"start one with: cd {text} && python train.py"
+            raise utils().InputError(f"{text}: no run yet; {start}")
     named = [folder / text for folder in sorted(TOP.glob("*/tensorboard/runs"))]
     named = [str(run) for run in named if (run / "run.json").is_file()]
     if len(named) != 1:
         reason = f"several runs have this name: {', '.join(named)}"
-        raise InputError(f"{text}: {reason if named else 'not a run, nor the name of one'}")
+        raise utils().InputError(f"{text}: {reason if named else 'not a run, nor the name of one'}")
     return Path(named[0])
 
 
@@ -139,58 +135,80 @@ def find_runs(texts: list[str]) -> list[Path]:
     """Find the run of each text, none twice; without texts, the newest of every model folder."""
     found = [find_run(text) for text in texts]
     if not texts:
-        models = sorted(file.parent for file in TOP.glob("*/train.py"))
-        found = [run for model in models for run in runs_in(model)[-1:]]
+        found = [run for model in models() for run in runs_in(TOP / model)[-1:]]
     if not found:
-        raise InputError("there is no run yet; start one with: cd DCGAN && python train.py")
+        raise utils().InputError("there is no run yet; start one with: cd DCGAN && python train.py")
     return list({run.resolve(): run for run in found}.values())
 
 
 def find_weights(text: str) -> tuple[Path, Path | None]:
-    """Find a generator's weights by their path, or by what `find_run` takes.
+    """Find a generator's weights by path, by run, or in assets/weights/ for a model without runs.
 
     Returns:
-        The weights, and the run they belong to. This is None for a file that was named, and
-        for a model without a run, which has its trained generator in assets/weights/.
+        The weights, and the run that they were found by, if any.
     """
     if Path(text).is_file():
         return Path(text), None
     try:
         run = find_run(text)
-    except InputError:
+        return run / "generator.safetensors", run
+    except utils().InputError:
         included = TOP / "assets" / "weights" / f"{Path(text).name}.safetensors"
-        if included.is_file():
-            return included, None
-        raise
-    return run / "generator.safetensors", run
+        if not included.is_file():
+            raise
+        return included, None
 
 
-def load_file_of(model: str, name: str) -> ModuleType:
-    """Import a file of one of this repository's model folders.
+def model_folder(model: str, run: Path, model_dir: Path | None = None) -> Path:
+    """Return the folder that a run's code is taken from.
 
-    Never one that lies beside somebody's run: that would run a stranger's code. Afterwards
-    the names that four folders share stand for what they stood for before.
+    That is `model_dir` if the user names one (--model-dir), or else a folder of this repository:
+    the one that the run lies in, or the one called `model`. Never one that lies beside a run
+    from elsewhere, whose code is a stranger's.
     """
-    before = {shared: sys.modules.pop(shared, None) for shared in (name, "utils", "data", "model")}
-    sys.path.insert(0, str(TOP / model))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(TOP / model))
-        for shared, module in before.items():
-            sys.modules.pop(shared, None)
-            sys.modules.update({shared: module} if module else {})
+    if model_dir:
+        return model_dir.resolve()
+    for folder in ((run.resolve() / "../../..").resolve(), TOP / model):
+        if folder in [TOP / name for name in models()]:
+            return folder
+    line = f"{run}: no model {model} here; name the folder that trained it with --model-dir"
+    raise utils().InputError(line)
 
 
-def load_generator(file: Path) -> tuple["torch.nn.Module", dict[str, Any]]:
+def load_file_of(folder: str | Path, name: str) -> ModuleType:
+    """Import a file of a model folder, and for its own imports the other files of that folder.
+
+    Afterwards the names that model folders share stand for what they stood for before.
+    """
+    folder = TOP / folder  # an absolute path stays what it is
+    if not (folder / f"{name}.py").is_file():
+        raise utils().InputError(f"{folder}: there is no {name}.py in it")
+    shared = {file.stem for file in folder.glob("*.py")}
+
+    def forget() -> dict[str, ModuleType]:
+        return {name: sys.modules.pop(name) for name in shared & sys.modules.keys()}
+
+    with LOADING:
+        before = forget()
+        sys.path.insert(0, str(folder))
+        try:
+            return importlib.import_module(name)
+        finally:
+            sys.path.remove(str(folder))
+            forget()
+            sys.modules.update(before)
+
+
+def load_generator(file: Path, model_dir: Path | None = None) -> tuple[Any, dict[str, Any]]:
     """Build a trained generator, in eval mode on the CPU.
 
     Args:
         file: A generator.safetensors by whatever name, or a run folder that holds one.
+        model_dir: As for `model_folder`.
 
     Returns:
-        The generator, (B, z_dim) -> (B, C, H, W) in [-1, 1]; and what the file says about
-        itself: `model`, `step`, `arguments` (z_dim, image_size, channels, width).
+        The generator, (B, z_dim) -> (B, C, H, W) in [-1, 1]; and what is known about it:
+        `model`, `step`, `z_dim`, `image_size`, `channels`, the constructor's `arguments`.
     """
     import torch
     from safetensors import SafetensorError, safe_open
@@ -198,23 +216,29 @@ def load_generator(file: Path) -> tuple["torch.nn.Module", dict[str, Any]]:
 
     file = file / "generator.safetensors" if file.is_dir() else file
     if not file.is_file():
-        raise InputError(f"{file}: no such file")
+        raise utils().InputError(f"{file}: no such file")
     try:
         with safe_open(file, "pt") as saved:
             about = json.loads((saved.metadata() or {})["about"])
-        if about["format"] != FORMAT or about["model"] not in MODELS:
-            raise ValueError(f"format {about['format']}, model {about['model']}")
-        with torch.device("meta"):  # takes no memory and draws no random numbers
-            generator = load_file_of(about["model"], "model").Generator(**about["arguments"])
-        # Read, not mapped: Windows could not replace the file while a training goes on.
-        generator.load_state_dict(load(file.read_bytes()), assign=True)
+        if about["format"] != utils().FORMAT:
+            raise ValueError(f"format {about['format']}")
+        folder = model_folder(str(about["model"]), file.parent, model_dir)
+        about["z_dim"] = about.get("z_dim") or about["arguments"]["z_dim"]
+        with torch.random.fork_rng(devices=()), torch.no_grad():  # initial weights are drawn
+            generator = load_file_of(folder, "model").Generator(**about["arguments"]).eval()
+            generator.load_state_dict(load(file.read_bytes()))
+            shape = generator(torch.zeros(1, about["z_dim"])).shape
+        _, about["channels"], about["image_size"], _ = shape
     except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{file} is damaged, or not a generator from here ({reason})") from None
-    return generator.float().eval(), about
+        line = f"{file} is damaged, or was not trained by that model.py ({reason})"
+        raise utils().InputError(line) from None
+    return generator, about
 
 
-def load_images(run: Path, more_faces: int = 2500) -> tuple["np.ndarray", "np.ndarray"]:
+def load_images(
+    run: Path, more_faces: int = 2500, model_dir: Path | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the images that a run was trained on, and others of their kind that it never saw.
 
     The second are those that --hold-out kept from it. If there are none, and the images are
@@ -226,44 +250,19 @@ def load_images(run: Path, more_faces: int = 2500) -> tuple["np.ndarray", "np.nd
     facts, settings = read_facts(run), read_settings(run)
     size, channels, batch_size = (settings[n] for n in ("image_size", "channels", "batch_size"))
     place = settings["data_dir"] if Path(settings["data_dir"]).is_dir() else ""
-    data, hold_out = load_file_of(facts["model"], "data"), settings.get("hold_out", 0)
+    data = load_file_of(model_folder(facts["model"], run, model_dir), "data")
+    hold_out = settings.get("hold_out", 0)
     try:
         try:
             found = data.open_cache(run / facts.get("cache", ""), hold_out)
         except data.Damaged:  # it was deleted, or the run comes from elsewhere
             found = data.load_images(settings["data"], place, size, channels, batch_size, hold_out)
     except (data.InputError, data.RunError) as error:
-        raise InputError(f"{run}: its images cannot be found again: {error}") from None
+        raise utils().InputError(f"{run}: its images cannot be found again: {error}") from None
     if found.digest != facts["pictures"]["digest"]:
-        raise InputError(f"{run}: the images are not those it was trained on")
+        raise utils().InputError(f"{run}: the images are not those it was trained on")
     if more_faces and settings["data"] == "faces" and not len(found.held_out):
         faces = data.draw_faces(more_faces, size, seed=1)
         channels = found.images.shape[3]
         return found.images, np.stack([data.decode(face, size, channels) for face in faces])
     return found.images, found.held_out
-
-
-@contextmanager
-def write_aside(path: Path) -> Iterator[IO[bytes]]:
-    """Write a file under another name until it is whole; its folder need not exist."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        with open(aside, "wb") as file:
-            yield file
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def pick_device(name: str) -> "torch.device":
-    """Find a device by PyTorch's name for it, or the fastest as `auto`."""
-    import torch
-
-    if name == "auto":
-        available = torch.accelerator.is_available()  # in torch 2.6, no argument of the next
-        name = torch.accelerator.current_accelerator() if available else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {name}: not available ({str(error).splitlines()[0]})") from None

@@ -32,16 +32,16 @@ def models() -> list[str]:
 
 @cache
 def utils() -> ModuleType:
-    """Return the utils.py of a model folder: errors, files and devices are as in training.
+    """Return a model folder's utils.py: errors, files and devices are as in training.
 
-    It imports PyTorch, which takes two seconds. A script reads its command line before it asks
-    for this, so that --help and a wrong flag are answered at once.
+    It imports PyTorch, which takes two seconds. A script reads its command line before it calls
+    this, so that --help and a wrong flag are answered at once.
     """
     return load_file_of(models()[0], "utils")
 
 
 def command_line(about: str) -> ArgumentParser:
-    """Begin the command line of a script with this docstring; an error is one line."""
+    """Begin the command line of a script with this docstring; its errors are one line."""
     raw = RawDescriptionHelpFormatter
     return ArgumentParser(usage=SUPPRESS, description=about, formatter_class=raw)
 
@@ -70,15 +70,14 @@ def read_json(file: Path, *keys: str) -> dict[str, Any]:
 
 def read_facts(run: Path) -> dict[str, Any]:
     """Read run.json; `started` becomes a datetime with a zone, by default the local one."""
-    file, known = run / "run.json", utils().FORMAT
-    facts = read_json(file, "format", "model", "started")
-    if facts["format"] != known or not isinstance(facts["model"], str):
-        found = f"format {facts['format']!r:.50}, model {facts['model']!r:.50}"
-        raise utils().InputError(f"{file}: {found}; this program reads format {known}")
+    facts, known = read_json(run / "run.json", "format", "model", "started"), utils().FORMAT
     try:
+        if facts["format"] != known:
+            raise ValueError(f"format {facts['format']!r:.50}, not {known}")
         facts["started"] = datetime.fromisoformat(facts["started"]).astimezone()
+        facts["model"] = str(facts["model"])
     except (TypeError, ValueError) as error:
-        raise utils().InputError(f"{file} is damaged ({error})") from None
+        raise utils().InputError(f"{run / 'run.json'} cannot be understood ({error})") from None
     return facts
 
 
@@ -114,21 +113,19 @@ def runs_in(folder: Path) -> list[Path]:
 
 def find_run(text: str) -> Path:
     """Find the one run of this path or name, or the newest of a model or a model folder."""
-    path = Path(text)
-    if (path / "run.json").is_file():
-        return path
-    for folder in (path, TOP / text):
+    if (Path(text) / "run.json").is_file():
+        return Path(text)
+    for folder in (Path(text), TOP / text):
         if (folder / "train.py").is_file():
             if found := runs_in(folder):
                 return found[-1]
-            start = f"start one with: cd {text} && python train.py"
-            raise utils().InputError(f"{text}: no run yet; {start}")
-    named = [folder / text for folder in sorted(TOP.glob("*/tensorboard/runs"))]
-    named = [str(run) for run in named if (run / "run.json").is_file()]
-    if len(named) != 1:
-        reason = f"several runs have this name: {', '.join(named)}"
-        raise utils().InputError(f"{text}: {reason if named else 'not a run, nor the name of one'}")
-    return Path(named[0])
+            reason = f"no run yet; start one with: cd {text} && python train.py"
+            raise utils().InputError(f"{text}: {reason}")
+    found = [run for model in models() for run in runs_in(TOP / model) if run.name == text]
+    if len(found) == 1:
+        return found[0]
+    reason = f"several runs have this name: {', '.join(map(str, found))}"
+    raise utils().InputError(f"{text}: {reason if found else 'not a run, nor the name of one'}")
 
 
 def find_runs(texts: list[str]) -> list[Path]:
@@ -142,41 +139,36 @@ def find_runs(texts: list[str]) -> list[Path]:
 
 
 def find_weights(text: str) -> tuple[Path, Path | None]:
-    """Find a generator's weights by path, by run, or in assets/weights/ for a model without runs.
-
-    Returns:
-        The weights, and the run that they were found by, if any.
-    """
+    """Find weights, and the run that has them, if any: of a model without runs, those included."""
     if Path(text).is_file():
         return Path(text), None
+    included = TOP / "assets" / "weights" / f"{Path(text).name}.safetensors"
     try:
         run = find_run(text)
-        return run / "generator.safetensors", run
     except utils().InputError:
-        included = TOP / "assets" / "weights" / f"{Path(text).name}.safetensors"
-        if not included.is_file():
-            raise
-        return included, None
+        if included.is_file():
+            return included, None
+        raise
+    return run / "generator.safetensors", run
 
 
 def model_folder(model: str, run: Path, model_dir: Path | None = None) -> Path:
-    """Return the folder that a run's code is taken from.
+    """Return the folder whose code fits a run: `model_dir` if the user names one (--model-dir).
 
-    That is `model_dir` if the user names one (--model-dir), or else a folder of this repository:
-    the one that the run lies in, or the one called `model`. Never one that lies beside a run
-    from elsewhere, whose code is a stranger's.
+    Otherwise it is a folder of this repository: the one that the run lies in, or the one called
+    `model`. It is never one beside a run from elsewhere, whose code is a stranger's.
     """
     if model_dir:
         return model_dir.resolve()
     for folder in ((run.resolve() / "../../..").resolve(), TOP / model):
         if folder in [TOP / name for name in models()]:
             return folder
-    line = f"{run}: no model {model} here; name the folder that trained it with --model-dir"
-    raise utils().InputError(line)
+    reason = f"no model {model} here; name the folder that trained it with --model-dir"
+    raise utils().InputError(f"{run}: {reason}")
 
 
 def load_file_of(folder: str | Path, name: str) -> ModuleType:
-    """Import a file of a model folder, and for its own imports the other files of that folder.
+    """Import a file of a model folder, which imports the other files of this folder alone.
 
     Afterwards the names that model folders share stand for what they stood for before.
     """
@@ -184,27 +176,20 @@ def load_file_of(folder: str | Path, name: str) -> ModuleType:
     if not (folder / f"{name}.py").is_file():
         raise utils().InputError(f"{folder}: there is no {name}.py in it")
     shared = {file.stem for file in folder.glob("*.py")}
-
-    def forget() -> dict[str, ModuleType]:
-        return {name: sys.modules.pop(name) for name in shared & sys.modules.keys()}
-
     with LOADING:
-        before = forget()
+        before = {name: sys.modules.pop(name) for name in shared & sys.modules.keys()}
         sys.path.insert(0, str(folder))
         try:
             return importlib.import_module(name)
         finally:
             sys.path.remove(str(folder))
-            forget()
+            for own in shared & sys.modules.keys():
+                del sys.modules[own]
             sys.modules.update(before)
 
 
 def load_generator(file: Path, model_dir: Path | None = None) -> tuple[Any, dict[str, Any]]:
-    """Build a trained generator, in eval mode on the CPU.
-
-    Args:
-        file: A generator.safetensors by whatever name, or a run folder that holds one.
-        model_dir: As for `model_folder`.
+    """Build the generator of a file of weights or a run folder, in eval mode on the CPU.
 
     Returns:
         The generator, (B, z_dim) -> (B, C, H, W) in [-1, 1]; and what is known about it:
@@ -230,15 +215,12 @@ def load_generator(file: Path, model_dir: Path | None = None) -> tuple[Any, dict
             shape = generator(torch.zeros(1, about["z_dim"])).shape
         _, about["channels"], about["image_size"], _ = shape
     except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        line = f"{file} is damaged, or was not trained by that model.py ({reason})"
-        raise utils().InputError(line) from None
+        reason = f"damaged, or not trained by the model.py of its folder ({error})"
+        raise utils().InputError(f"{file}: {reason:.300}") from None
     return generator, about
 
 
-def load_images(
-    run: Path, more_faces: int = 2500, model_dir: Path | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+def load_images(run: Path, more_faces: int = 2500, model_dir: Path | None = None) -> tuple:
     """Return the images that a run was trained on, and others of their kind that it never saw.
 
     The second are those that --hold-out kept from it. If there are none, and the images are
@@ -248,9 +230,9 @@ def load_images(
         Two arrays, uint8 (N, H, W, C); the second may be empty.
     """
     facts, settings = read_facts(run), read_settings(run)
+    data = load_file_of(model_folder(facts["model"], run, model_dir), "data")
     size, channels, batch_size = (settings[n] for n in ("image_size", "channels", "batch_size"))
     place = settings["data_dir"] if Path(settings["data_dir"]).is_dir() else ""
-    data = load_file_of(model_folder(facts["model"], run, model_dir), "data")
     hold_out = settings.get("hold_out", 0)
     try:
         try:

@@ -1,7 +1,4 @@
-"""Find and read run folders: what the scripts at the top share.
-
-What is missing, damaged or of an unknown kind is an InputError that names it.
-"""
+"""What the scripts at the top share: finding and reading run folders, and errors that name them."""
 
 import importlib
 import json
@@ -9,7 +6,7 @@ import re
 import signal
 import sys
 import threading
-from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
+from argparse import ArgumentTypeError
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -32,18 +29,11 @@ def models() -> list[str]:
 
 @cache
 def utils() -> ModuleType:
-    """Return a model folder's utils.py: errors, files and devices are as in training.
+    """Return a model folder's utils.py: errors, files and devices are those of training.
 
-    It imports PyTorch, which takes two seconds. A script reads its command line before it calls
-    this, so that --help and a wrong flag are answered at once.
+    It imports PyTorch, which takes two seconds: a script reads its command line first.
     """
     return load_file_of(models()[0], "utils")
-
-
-def command_line(about: str) -> ArgumentParser:
-    """Begin the command line of a script with this docstring; its errors are one line."""
-    raw = RawDescriptionHelpFormatter
-    return ArgumentParser(usage=SUPPRESS, description=about, formatter_class=raw)
 
 
 def seed(text: str) -> int:
@@ -69,15 +59,10 @@ def read_json(file: Path, *keys: str) -> dict[str, Any]:
 
 
 def read_facts(run: Path) -> dict[str, Any]:
-    """Read run.json; `started` becomes a datetime with a zone, by default the local one."""
-    facts, known = read_json(run / "run.json", "format", "model", "started"), utils().FORMAT
-    try:
-        if facts["format"] != known:
-            raise ValueError(f"format {facts['format']!r:.50}, not {known}")
-        facts["started"] = datetime.fromisoformat(facts["started"]).astimezone()
-        facts["model"] = str(facts["model"])
-    except (TypeError, ValueError) as error:
-        raise utils().InputError(f"{run / 'run.json'} cannot be understood ({error})") from None
+    """Read run.json of a format that is known here."""
+    facts = read_json(run / "run.json", "format", "model", "started")
+    if facts["format"] != utils().FORMAT:
+        raise utils().InputError(f"{run / 'run.json'}: unknown format {facts['format']!r:.50}")
     return facts
 
 
@@ -88,16 +73,15 @@ def read_settings(run: Path) -> dict[str, Any]:
 
 def images_per_step(run: Path) -> int:
     """Return how many real images one generator update of a run shows."""
-    settings, processes = read_settings(run), read_facts(run).get("processes", 1)
+    settings = read_settings(run)
     updates = settings.get("n_critic", settings.get("k", 1))  # of the discriminator or critic
-    return settings["batch_size"] * updates * processes
+    return settings["batch_size"] * updates * read_facts(run).get("processes", 1)
 
 
 def frames_of(run: Path) -> list[Path]:
     """Return the frames in order of steps, which are their names; a new run has none."""
-    found = (run / "frames").glob("*.png")
-    frames = {int(file.stem): file for file in found if re.fullmatch("[0-9]{6,}", file.stem)}
-    return [frames[step] for step in sorted(frames)]
+    frames = [f for f in (run / "frames").glob("*.png") if re.fullmatch("[0-9]{6,}", f.stem)]
+    return sorted(frames, key=lambda frame: int(frame.stem))
 
 
 def runs_in(folder: Path) -> list[Path]:
@@ -105,9 +89,10 @@ def runs_in(folder: Path) -> list[Path]:
     found = []
     for file in (folder / "tensorboard" / "runs").glob("*/run.json"):
         try:
-            found.append((read_facts(file.parent)["started"], file.parent))
-        except utils().InputError as error:
-            print(f"skipped {error}", file=sys.stderr)
+            started = datetime.fromisoformat(read_facts(file.parent)["started"])
+            found.append((started.astimezone(), file.parent))  # one without a zone is local
+        except (utils().InputError, TypeError, ValueError) as error:
+            print(f"skipped {file}: {error}", file=sys.stderr)
     return [run for _, run in sorted(found)]
 
 
@@ -119,8 +104,7 @@ def find_run(text: str) -> Path:
         if (folder / "train.py").is_file():
             if found := runs_in(folder):
                 return found[-1]
-            reason = f"no run yet; start one with: cd {text} && python train.py"
-            raise utils().InputError(f"{text}: {reason}")
+            raise utils().InputError(f"{text}: no run yet; start one: cd {text} && python train.py")
     found = [run for model in models() for run in runs_in(TOP / model) if run.name == text]
     if len(found) == 1:
         return found[0]
@@ -130,9 +114,8 @@ def find_run(text: str) -> Path:
 
 def find_runs(texts: list[str]) -> list[Path]:
     """Find the run of each text, none twice; without texts, the newest of every model folder."""
-    found = [find_run(text) for text in texts]
-    if not texts:
-        found = [run for model in models() for run in runs_in(TOP / model)[-1:]]
+    newest = [] if texts else [run for model in models() for run in runs_in(TOP / model)[-1:]]
+    found = [find_run(text) for text in texts] or newest
     if not found:
         raise utils().InputError("there is no run yet; start one with: cd DCGAN && python train.py")
     return list({run.resolve(): run for run in found}.values())
@@ -142,36 +125,31 @@ def find_weights(text: str) -> tuple[Path, Path | None]:
     """Find weights, and the run that has them, if any: of a model without runs, those included."""
     if Path(text).is_file():
         return Path(text), None
-    included = TOP / "assets" / "weights" / f"{Path(text).name}.safetensors"
     try:
         run = find_run(text)
+        return run / "generator.safetensors", run
     except utils().InputError:
-        if included.is_file():
-            return included, None
-        raise
-    return run / "generator.safetensors", run
+        included = TOP / "assets" / "weights" / f"{Path(text).name}.safetensors"
+        if not included.is_file():
+            raise
+        return included, None
 
 
 def model_folder(model: str, run: Path, model_dir: Path | None = None) -> Path:
-    """Return the folder whose code fits a run: `model_dir` if the user names one (--model-dir).
+    """Return the folder whose code a run needs: the user's --model-dir, or one of this repository.
 
-    Otherwise it is a folder of this repository: the one that the run lies in, or the one called
-    `model`. It is never one beside a run from elsewhere, whose code is a stranger's.
+    That is the one that the run lies in or the one called `model`, never one of a stranger.
     """
     if model_dir:
         return model_dir.resolve()
     for folder in ((run.resolve() / "../../..").resolve(), TOP / model):
         if folder in [TOP / name for name in models()]:
             return folder
-    reason = f"no model {model} here; name the folder that trained it with --model-dir"
-    raise utils().InputError(f"{run}: {reason}")
+    raise utils().InputError(f"{run}: there is no model {model} here; name its --model-dir")
 
 
 def load_file_of(folder: str | Path, name: str) -> ModuleType:
-    """Import a file of a model folder, which imports the other files of this folder alone.
-
-    Afterwards the names that model folders share stand for what they stood for before.
-    """
+    """Import a file of a model folder, for which `utils` and `model` are that folder's alone."""
     folder = TOP / folder  # an absolute path stays what it is
     if not (folder / f"{name}.py").is_file():
         raise utils().InputError(f"{folder}: there is no {name}.py in it")
@@ -200,8 +178,6 @@ def load_generator(file: Path, model_dir: Path | None = None) -> tuple[Any, dict
     from safetensors.torch import load
 
     file = file / "generator.safetensors" if file.is_dir() else file
-    if not file.is_file():
-        raise utils().InputError(f"{file}: no such file")
     try:
         with safe_open(file, "pt") as saved:
             about = json.loads((saved.metadata() or {})["about"])
@@ -212,39 +188,36 @@ def load_generator(file: Path, model_dir: Path | None = None) -> tuple[Any, dict
         with torch.random.fork_rng(devices=()), torch.no_grad():  # initial weights are drawn
             generator = load_file_of(folder, "model").Generator(**about["arguments"]).eval()
             generator.load_state_dict(load(file.read_bytes()))
-            shape = generator(torch.zeros(1, about["z_dim"])).shape
-        _, about["channels"], about["image_size"], _ = shape
-    except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
-        reason = f"damaged, or not trained by the model.py of its folder ({error})"
-        raise utils().InputError(f"{file}: {reason:.300}") from None
+            image = generator(torch.zeros(1, about["z_dim"]))[0]
+        about["channels"], about["image_size"], _ = image.shape
+    except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError, OSError) as error:
+        raise utils().InputError(
+            f"{file}: damaged, or of another model.py ({error!s:.200})"
+        ) from None
     return generator, about
 
 
 def load_images(run: Path, more_faces: int = 2500, model_dir: Path | None = None) -> tuple:
     """Return the images that a run was trained on, and others of their kind that it never saw.
 
-    The second are those that --hold-out kept from it. If there are none, and the images are
-    drawn faces, they are `more_faces` new ones.
-
-    Returns:
-        Two arrays, uint8 (N, H, W, C); the second may be empty.
+    Both are arrays, uint8 (N, H, W, C). The second are those that --hold-out kept from it, or
+    `more_faces` new ones if there are none and it was trained on drawn faces.
     """
     facts, settings = read_facts(run), read_settings(run)
     data = load_file_of(model_folder(facts["model"], run, model_dir), "data")
-    size, channels, batch_size = (settings[n] for n in ("image_size", "channels", "batch_size"))
     place = settings["data_dir"] if Path(settings["data_dir"]).is_dir() else ""
-    hold_out = settings.get("hold_out", 0)
+    rest = [settings.get(n, 0) for n in ("image_size", "channels", "batch_size", "hold_out")]
     try:
         try:
-            found = data.open_cache(run / facts.get("cache", ""), hold_out)
+            found = data.open_cache(run / facts.get("cache", ""), rest[-1])
         except data.Damaged:  # it was deleted, or the run comes from elsewhere
-            found = data.load_images(settings["data"], place, size, channels, batch_size, hold_out)
+            found = data.load_images(settings["data"], place, *rest)
     except (data.InputError, data.RunError) as error:
         raise utils().InputError(f"{run}: its images cannot be found again: {error}") from None
     if found.digest != facts["pictures"]["digest"]:
         raise utils().InputError(f"{run}: the images are not those it was trained on")
-    if more_faces and settings["data"] == "faces" and not len(found.held_out):
-        faces = data.draw_faces(more_faces, size, seed=1)
-        channels = found.images.shape[3]
-        return found.images, np.stack([data.decode(face, size, channels) for face in faces])
-    return found.images, found.held_out
+    if len(found.held_out) or not more_faces or settings["data"] != "faces":
+        return found.images, found.held_out
+    size, channels = found.images.shape[2:]
+    faces = data.draw_faces(more_faces, size, seed=1)
+    return found.images, np.stack([data.decode(face, size, channels) for face in faces])

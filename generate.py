@@ -211,9 +211,7 @@ def main() -> None:
                 found, distances = nearest(images, training)
                 images = np.concatenate([images, training[found]], 2)  # side by side
                 least, median = np.quantile(distances, (0, 0.5))
-                print(
-                    f"RMS distance to the nearest, of 255: least {least:.1f}, median {median:.1f}"
-                )
+                print(f"RMS distance to the nearest: least {least:.1f}, median {median:.1f} of 255")
             with runs.utils().write_aside(args.out) as file:
                 grid(images, args.columns, gap=8 if args.nearest else 2).save(file, "PNG")
         print("wrote", ", ".join(str(path) for path in (args.out, args.each, args.npz) if path))

@@ -29,11 +29,8 @@ def models() -> list[str]:
 
 @cache
 def utils() -> ModuleType:
-    """Return a model folder's utils.py: errors, files and devices are those of training.
-
-    It imports PyTorch, which takes two seconds: a script reads its command line first.
-    """
-    return load_file_of(models()[0], "utils")
+    """Return a model folder's utils.py, once the command line is read: it takes two seconds."""
+    return load_file_of(models()[0], "utils")  # imports PyTorch
 
 
 def seed(text: str) -> int:
@@ -191,9 +188,8 @@ def load_generator(file: Path, model_dir: Path | None = None) -> tuple[Any, dict
             image = generator(torch.zeros(1, about["z_dim"]))[0]
         about["channels"], about["image_size"], _ = image.shape
     except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError, OSError) as error:
-        raise utils().InputError(
-            f"{file}: damaged, or of another model.py ({error!s:.200})"
-        ) from None
+        line = f"{file}: damaged, or trained by another model.py ({error!s:.200})"
+        raise utils().InputError(line) from None
     return generator, about
 
 

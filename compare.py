@@ -9,12 +9,14 @@ Examples:
     python compare.py slower DCGAN/tensorboard/runs/X   runs by name and by path
 """
 
-import argparse
 import base64
+import colorsys
 import html
 import io
 import json
 import shutil
+from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +29,7 @@ import runs as folders
 AXES = ["images", "seconds", "step"]
 SHARED = ["d_real", "d_fake"]  # the only curves that mean the same in different models
 # Okabe and Ito's colors, which the color-blind can tell apart; runs of a model differ in dashes.
-COLORS = dict(zip(folders.MODELS, ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=True))
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 LOOK = {
     "hovermode": "x unified",
@@ -35,7 +37,7 @@ LOOK = {
     "margin": {"t": 90, "r": 10, "l": 50, "b": 30},
 }
 MENU = {"type": "buttons", "direction": "right", "pad": {"b": 30}, "bgcolor": "#c9ced6"}
-PLACE = {"x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom"}  # of the menu
+MENU |= {"x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom"}
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
@@ -70,11 +72,19 @@ class Run:
     evaluation: dict  # the last line of evaluation.jsonl; empty where there is none
 
 
+def colors(names: Iterable[str]) -> dict[str, str]:
+    """Give models colors #RRGGBB: the papers' and those of this repository always have the same."""
+    every = dict.fromkeys([*folders.PAPERS, *folders.models(), *sorted(names)])
+    hues = [0.618 * i % 1 for i in range(len(every))]  # far apart, however many there are
+    more = [[round(255 * x) for x in colorsys.hls_to_rgb(hue, 0.35, 0.6)] for hue in hues]
+    return dict(zip(every, [*COLORS, *("#" + bytes(rgb).hex() for rgb in more)], strict=False))
+
+
 def read_runs(paths: list[Path]) -> list[Run]:
     """Read run folders in their order, each once.
 
     Raises:
-        InputError: A file is damaged, or run.json or parameters.json is missing.
+        InputError: A file cannot be understood, or run.json or parameters.json is missing.
     """
     found: list[Run] = []
     for path in {path.resolve(): path for path in paths}.values():
@@ -83,15 +93,20 @@ def read_runs(paths: list[Path]) -> list[Run]:
         label = name if name.startswith(model) else f"{model} {name}"
         label = f"{model} {path}" if label in [run.label for run in found] else label
         file = path / "metrics.csv"
-        text = file.read_text() if file.exists() else ""
-        text = text[: text.rfind("\n") + 1] or "step,epoch,images,seconds"  # without half a row
         try:
+            text = file.read_text("utf-8-sig") if file.exists() else ""
+            text = text[: text.rfind("\n") + 1] or "step,epoch,images,seconds"  # without half a row
             rows = pd.read_csv(io.StringIO(text), dtype=float).dropna(subset=AXES)
+            if "slope" in rows:  # what gradient_norm was called before
+                rows["gradient_norm"] = rows.get("gradient_norm", rows["slope"]).fillna(
+                    rows.pop("slope")
+                )
             file = path / "evaluation.jsonl"
             lines = file.read_text().splitlines() if file.exists() else ["{}"]
             evaluation = json.loads(lines[-1])
         except (ValueError, LookupError) as error:
-            raise folders.InputError(f"{file} is damaged ({error})") from None
+            line = f"{file} is damaged, or was saved by another program ({error})"
+            raise folders.utils().InputError(line) from None
         found.append(Run(path, label, model, facts, settings, rows, evaluation))
     return found
 
@@ -159,7 +174,7 @@ def figure(runs: list[Run]) -> go.Figure:
     models, looks = [run.model for run in runs], {}
     for i, run in enumerate(runs):
         dash = DASHES[models[:i].count(run.model) % len(DASHES)]
-        looks[run.label] = {"color": COLORS[run.model], "dash": dash}
+        looks[run.label] = {"color": colors(models)[run.model], "dash": dash}
     rows = max(1, (lines["panel"].nunique() + 1) // 2)
     curves = {"data_frame": lines, "x": AXES[0], "y": "value", "color": "run", "custom_data": AXES}
     rest = {"facet_col_spacing": 0.1, "facet_row_spacing": 0.25 / rows, "template": "none"}
@@ -171,17 +186,14 @@ def figure(runs: list[Run]) -> go.Figure:
         drawn.add_trace(go.Scatter(raw, y=mean, hoverinfo="skip"))
         raw.update(opacity=0.35, showlegend=False, hovertemplate="%{y:.4g}")
     drawn.for_each_annotation(lambda title: title.update(text=title.text.removeprefix("panel=")))
-    drawn.update_xaxes(
-        title="", showticklabels=True, rangemode="tozero", gridcolor="rgba(136, 136, 136, 0.27)"
-    )
-    drawn.update_yaxes(
-        title="", showticklabels=True, matches=None, gridcolor="rgba(136, 136, 136, 0.27)"
-    )
+    axes = {"title": "", "showticklabels": True, "gridcolor": "rgba(136, 136, 136, 0.27)"}
+    drawn.update_xaxes(axes, rangemode="tozero")
+    drawn.update_yaxes(axes, matches=None)
     buttons = []
     for i, name in enumerate(AXES):
         change = {"x": [line.customdata[:, i] for line in drawn.data]}, {"xaxis.autorange": True}
         buttons.append({"label": name, "method": "update", "args": change})
-    drawn.update_layout(updatemenus=[{**MENU, **PLACE, "buttons": buttons}])
+    drawn.update_layout(updatemenus=[{**MENU, "buttons": buttons}])
     return drawn.update_layout(LOOK, height=120 + 270 * rows)
 
 
@@ -189,22 +201,30 @@ def write_page(runs: list[Run], out: Path, title: str, first: str = "") -> None:
     """Write one HTML file that needs nothing else; `first` is HTML that goes before the rest."""
     body = f'{first}{table(runs).to_html(border=0)}<h2>Last grids</h2><div class="grids">'
     for run in runs:
-        if any((run.path / "frames").glob("*.png")):
-            frame = folders.frames_of(run.path)[-1]
+        for frame in folders.frames_of(run.path)[-1:]:
             step, data = int(frame.stem), base64.b64encode(frame.read_bytes()).decode()
             body += f'<figure><img alt="" src="data:image/png;base64,{data}"><figcaption>'
             images = step * folders.images_per_step(run.path)
             body += f"{html.escape(run.label)}<br>step {step:,}, {images:,} images</figure>"
     config = {"displayModeBar": False, "responsive": True}
     body += f"</div><h2>Curves</h2>{figure(runs).to_html(config, full_html=False)}"
-    with folders.write_aside(out) as file:
+    with folders.utils().write_aside(out) as file:
         file.write(PAGE.format(title=html.escape(title), body=body).encode())
 
 
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+def lay_out(found: pd.DataFrame, width: int) -> str:
+    """Write a table of runs with a column for each, or with a row where columns are too wide."""
+    columns = found.to_string(line_width=width)
+    if columns.count("\n") == len(found):
+        return columns
+    groups = [part.droplevel(0).T for _, part in found.groupby(level=0, sort=False)]
+    rows = "\n\n".join(group.to_string(line_width=width) for group in groups)
+    return min(columns, rows, key=lambda text: text.count("\n"))
+
+
+def parse_arguments(argv: list[str] | None = None) -> Namespace:
     """Read the command line."""
-    style = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
+    parser = ArgumentParser(None, SUPPRESS, __doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="path or name of a run, or a model")
     parser.add_argument("--out", type=Path, default="compare.html", help="default: compare.html")
     parser.add_argument("--csv", type=Path, help="also write a row for each run here")
@@ -213,17 +233,16 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     """Compare the runs that the command line names."""
-    arguments = parse_arguments()
-    runs = read_runs(folders.find_runs(arguments.runs))
-    print(table(runs).to_string(line_width=shutil.get_terminal_size().columns))
-    write_page(runs, arguments.out, f"Comparison of {len(runs)} run{'s' * (len(runs) != 1)}")
-    print(f"wrote {arguments.out}")
-    if arguments.csv:
-        with folders.write_aside(arguments.csv) as file:
-            file.write(settings_and_numbers(runs).to_csv(index=False).encode())
-        print(f"wrote {arguments.csv}")
+    args = parse_arguments()
+    with folders.utils().plain_errors():
+        runs = read_runs(folders.find_runs(args.runs))
+        print(lay_out(table(runs), shutil.get_terminal_size().columns))
+        write_page(runs, args.out, f"Comparison of {len(runs)} run{'s' * (len(runs) != 1)}")
+        if args.csv:
+            with folders.utils().write_aside(args.csv) as file:
+                file.write(settings_and_numbers(runs).to_csv(index=False).encode())
+        print("wrote", *filter(None, [args.out, args.csv]))
 
 
 if __name__ == "__main__":
-    with folders.plain_errors():
-        main()
+    main()

@@ -10,7 +10,6 @@ Examples:
 """
 
 import base64
-import colorsys
 import html
 import io
 import json
@@ -18,6 +17,7 @@ import shutil
 from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 import pandas as pd
@@ -30,32 +30,22 @@ AXES = ["images", "seconds", "step"]
 SHARED = ["d_real", "d_fake"]  # the only curves that mean the same in different models
 # Okabe and Ito's colors, which the color-blind can tell apart; runs of a model differ in dashes.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+COLORS += tuple(px.colors.qualitative.Dark24)
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-LOOK = {
-    "hovermode": "x unified",
-    "legend": {"orientation": "h", "title": "", "y": 1, "yref": "container", "yanchor": "top"},
-    "margin": {"t": 90, "r": 10, "l": 50, "b": 30},
-}
+LOOK = {"hovermode": "x unified", "margin": {"t": 90, "r": 10, "l": 50, "b": 30}}
+LOOK["legend"] = {"orientation": "h", "title": "", "y": 1, "yref": "container", "yanchor": "top"}
 MENU = {"type": "buttons", "direction": "right", "pad": {"b": 30}, "bgcolor": "#c9ced6"}
 MENU |= {"x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom"}
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
-:root {{ color-scheme: light dark }}
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>
 body {{ max-width: 1280px; margin: auto; padding: 1rem; font: 15px/1.5 system-ui, sans-serif }}
-table {{ border-collapse: collapse; display: block; overflow-x: auto }}
-td {{ white-space: nowrap }}
+table {{ border-collapse: collapse; display: block; overflow-x: auto; white-space: nowrap }}
 th, td {{ padding: .2rem 1rem .2rem 0; text-align: left; vertical-align: top }}
 tr {{ border-bottom: 1px solid #8884 }}
 .grids {{ display: flex; flex-wrap: wrap; gap: 1rem }}
 figure {{ margin: 0; flex: 1 1 260px; max-width: 530px }}
 img {{ width: 100%; image-rendering: pixelated }}
-.main-svg text {{ fill: CanvasText !important }}
-.main-svg .updatemenu-button text {{ fill: #222 !important }}
-.main-svg .bg {{ fill: Canvas !important }}
-.main-svg {{ background: none !important }}
-</style>
-<h1>{title}</h1>{body}
+</style><h1>{title}</h1>{body}
 """
 
 
@@ -75,17 +65,11 @@ class Run:
 def colors(names: Iterable[str]) -> dict[str, str]:
     """Give models colors #RRGGBB: the papers' and those of this repository always have the same."""
     every = dict.fromkeys([*folders.PAPERS, *folders.models(), *sorted(names)])
-    hues = [0.618 * i % 1 for i in range(len(every))]  # far apart, however many there are
-    more = [[round(255 * x) for x in colorsys.hls_to_rgb(hue, 0.35, 0.6)] for hue in hues]
-    return dict(zip(every, [*COLORS, *("#" + bytes(rgb).hex() for rgb in more)], strict=False))
+    return dict(zip(every, cycle(COLORS), strict=False))
 
 
 def read_runs(paths: list[Path]) -> list[Run]:
-    """Read run folders in their order, each once.
-
-    Raises:
-        InputError: A file cannot be understood, or run.json or parameters.json is missing.
-    """
+    """Read run folders in their order, each once; an InputError names a file it cannot read."""
     found: list[Run] = []
     for path in {path.resolve(): path for path in paths}.values():
         facts, settings = folders.read_facts(path), folders.read_settings(path)
@@ -97,16 +81,13 @@ def read_runs(paths: list[Path]) -> list[Run]:
             text = file.read_text("utf-8-sig") if file.exists() else ""
             text = text[: text.rfind("\n") + 1] or "step,epoch,images,seconds"  # without half a row
             rows = pd.read_csv(io.StringIO(text), dtype=float).dropna(subset=AXES)
-            if "slope" in rows:  # what gradient_norm was called before
-                rows["gradient_norm"] = rows.get("gradient_norm", rows["slope"]).fillna(
-                    rows.pop("slope")
-                )
+            if "gradient_norm" not in rows:
+                rows = rows.rename(columns={"slope": "gradient_norm"})  # its former name
             file = path / "evaluation.jsonl"
             lines = file.read_text().splitlines() if file.exists() else ["{}"]
             evaluation = json.loads(lines[-1])
         except (ValueError, LookupError) as error:
-            line = f"{file} is damaged, or was saved by another program ({error})"
-            raise folders.utils().InputError(line) from None
+            raise folders.utils().InputError(f"{file} cannot be understood ({error})") from None
         found.append(Run(path, label, model, facts, settings, rows, evaluation))
     return found
 
@@ -129,19 +110,14 @@ def show(value: float | None) -> str:
 
 
 def table(runs: list[Run]) -> pd.DataFrame:
-    """Return a column of texts for each run.
-
-    Rows have a group and a name: how far the run came, its metrics with the floors in brackets,
-    and the settings and facts that differ, those of the evaluation included.
-    """
+    """Return a column of texts for each run: how far it came, its metrics, and what differs."""
     numbers = pd.DataFrame({run.label: numbers_of(run) for run in runs}).map(show)
     floors = numbers[numbers.index.str.endswith("_floor")]
     floors.index = floors.index.str.removesuffix("_floor")
     metrics = (numbers.loc[floors.index] + " (" + floors + ")").replace("- (-)", "-")
     settings = pd.DataFrame({run.label: described(run) for run in runs}).fillna("-")
     differ = settings[settings.nunique(axis=1) > 1]
-    came = numbers.loc[[*AXES, "images_per_second"]]
-    return pd.concat({"run": came, "metric (floor)": metrics, "setting": differ})
+    return pd.concat({"run": numbers[:4], "metric (floor)": metrics, "setting": differ})
 
 
 def settings_and_numbers(runs: list[Run]) -> pd.DataFrame:
@@ -165,16 +141,14 @@ def figure(runs: list[Run]) -> go.Figure:
     """Draw the curves: the rows of metrics.csv faint, their moving average thick.
 
     Losses of different models measure different things, so each model has panels of its own.
-    Buttons choose the x axis; a click on the legend hides or shows a run.
     """
-    every = pd.concat([run.rows.assign(run=run.label, model=run.model) for run in runs])
-    lines = every.melt([*AXES, "epoch", "run", "model"], var_name="panel").dropna()
-    own = lines["model"] + ": " + lines["panel"]
-    lines["panel"] = lines["panel"].where(lines["panel"].isin(SHARED), own)
-    models, looks = [run.model for run in runs], {}
-    for i, run in enumerate(runs):
-        dash = DASHES[models[:i].count(run.model) % len(DASHES)]
-        looks[run.label] = {"color": colors(models)[run.model], "dash": dash}
+    dashes, looks, parts = {run.model: cycle(DASHES) for run in runs}, {}, []
+    for run in runs:
+        looks[run.label] = {"color": colors(dashes)[run.model], "dash": next(dashes[run.model])}
+        for name in run.rows.columns.difference([*AXES, "epoch"], sort=False):
+            panel = name if name in SHARED else f"{run.model}: {name}"
+            parts.append(run.rows[AXES].assign(panel=panel, run=run.label, value=run.rows[name]))
+    lines = pd.concat(parts or [pd.DataFrame(columns=[*AXES, "panel", "run", "value"])]).dropna()
     rows = max(1, (lines["panel"].nunique() + 1) // 2)
     curves = {"data_frame": lines, "x": AXES[0], "y": "value", "color": "run", "custom_data": AXES}
     rest = {"facet_col_spacing": 0.1, "facet_row_spacing": 0.25 / rows, "template": "none"}
@@ -187,14 +161,13 @@ def figure(runs: list[Run]) -> go.Figure:
         raw.update(opacity=0.35, showlegend=False, hovertemplate="%{y:.4g}")
     drawn.for_each_annotation(lambda title: title.update(text=title.text.removeprefix("panel=")))
     axes = {"title": "", "showticklabels": True, "gridcolor": "rgba(136, 136, 136, 0.27)"}
-    drawn.update_xaxes(axes, rangemode="tozero")
-    drawn.update_yaxes(axes, matches=None)
+    drawn.update_xaxes(axes, rangemode="tozero").update_yaxes(axes, matches=None)
     buttons = []
     for i, name in enumerate(AXES):
         change = {"x": [line.customdata[:, i] for line in drawn.data]}, {"xaxis.autorange": True}
         buttons.append({"label": name, "method": "update", "args": change})
-    drawn.update_layout(updatemenus=[{**MENU, "buttons": buttons}])
-    return drawn.update_layout(LOOK, height=120 + 270 * rows)
+    menus = [{**MENU, "buttons": buttons}]  # choose the x axis
+    return drawn.update_layout(LOOK, updatemenus=menus, height=120 + 270 * rows)
 
 
 def write_page(runs: list[Run], out: Path, title: str, first: str = "") -> None:
@@ -202,7 +175,7 @@ def write_page(runs: list[Run], out: Path, title: str, first: str = "") -> None:
     body = f'{first}{table(runs).to_html(border=0)}<h2>Last grids</h2><div class="grids">'
     for run in runs:
         for frame in folders.frames_of(run.path)[-1:]:
-            step, data = int(frame.stem), base64.b64encode(frame.read_bytes()).decode()
+            data, step = base64.b64encode(frame.read_bytes()).decode(), int(frame.stem)
             body += f'<figure><img alt="" src="data:image/png;base64,{data}"><figcaption>'
             images = step * folders.images_per_step(run.path)
             body += f"{html.escape(run.label)}<br>step {step:,}, {images:,} images</figure>"
@@ -213,13 +186,13 @@ def write_page(runs: list[Run], out: Path, title: str, first: str = "") -> None:
 
 
 def lay_out(found: pd.DataFrame, width: int) -> str:
-    """Write a table of runs with a column for each, or with a row where columns are too wide."""
-    columns = found.to_string(line_width=width)
-    if columns.count("\n") == len(found):
-        return columns
-    groups = [part.droplevel(0).T for _, part in found.groupby(level=0, sort=False)]
-    rows = "\n\n".join(group.to_string(line_width=width) for group in groups)
-    return min(columns, rows, key=lambda text: text.count("\n"))
+    """Write a table with a column for each run, or with a row where columns are too wide."""
+    text = found.to_string(line_width=width)
+    if text.count("\n") > len(found):
+        groups = found.groupby(level=0, sort=False)
+        groups = [group.droplevel(0).T.rename_axis(columns=name) for name, group in groups]
+        text = "\n\n".join(group.to_string(line_width=width) for group in groups)
+    return text
 
 
 def parse_arguments(argv: list[str] | None = None) -> Namespace:
@@ -239,8 +212,7 @@ def main() -> None:
         print(lay_out(table(runs), shutil.get_terminal_size().columns))
         write_page(runs, args.out, f"Comparison of {len(runs)} run{'s' * (len(runs) != 1)}")
         if args.csv:
-            with folders.utils().write_aside(args.csv) as file:
-                file.write(settings_and_numbers(runs).to_csv(index=False).encode())
+            settings_and_numbers(runs).to_csv(args.csv, index=False)
         print("wrote", *filter(None, [args.out, args.csv]))
 
 

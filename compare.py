@@ -209,10 +209,10 @@ def main() -> None:
     args = parse_arguments()
     with folders.utils().plain_errors():
         runs = read_runs(folders.find_runs(args.runs))
-        print(lay_out(table(runs), shutil.get_terminal_size().columns))
         write_page(runs, args.out, f"Comparison of {len(runs)} run{'s' * (len(runs) != 1)}")
         if args.csv:
             settings_and_numbers(runs).to_csv(args.csv, index=False)
+        print(lay_out(table(runs), shutil.get_terminal_size().columns))
         print("wrote", *filter(None, [args.out, args.csv]))
 
 

@@ -399,6 +399,7 @@ def write_aside(path: Path, keep: Path | None = None) -> Iterator[IO[bytes]]:
     aside = path.with_name(f".{path.name}.part")
     try:
         with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             with open(aside, "w+b") as file:
                 yield file
                 file.flush()

@@ -9,13 +9,15 @@ Examples:
     python compare.py slower DCGAN/tensorboard/runs/X   runs by name and by path
 """
 
-import argparse
 import base64
 import html
 import io
 import json
 import shutil
+from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 import pandas as pd
@@ -27,33 +29,23 @@ import runs as folders
 AXES = ["images", "seconds", "step"]
 SHARED = ["d_real", "d_fake"]  # the only curves that mean the same in different models
 # Okabe and Ito's colors, which the color-blind can tell apart; runs of a model differ in dashes.
-COLORS = dict(zip(folders.MODELS, ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), strict=True))
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+COLORS += tuple(px.colors.qualitative.Dark24)
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-LOOK = {
-    "hovermode": "x unified",
-    "legend": {"orientation": "h", "title": "", "y": 1, "yref": "container", "yanchor": "top"},
-    "margin": {"t": 90, "r": 10, "l": 50, "b": 30},
-}
+LOOK = {"hovermode": "x unified", "margin": {"t": 90, "r": 10, "l": 50, "b": 30}}
+LOOK["legend"] = {"orientation": "h", "title": "", "y": 1, "yref": "container", "yanchor": "top"}
 MENU = {"type": "buttons", "direction": "right", "pad": {"b": 30}, "bgcolor": "#c9ced6"}
-PLACE = {"x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom"}  # of the menu
+MENU |= {"x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom"}
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
-:root {{ color-scheme: light dark }}
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>
 body {{ max-width: 1280px; margin: auto; padding: 1rem; font: 15px/1.5 system-ui, sans-serif }}
-table {{ border-collapse: collapse; display: block; overflow-x: auto }}
-td {{ white-space: nowrap }}
+table {{ border-collapse: collapse; display: block; overflow-x: auto; white-space: nowrap }}
 th, td {{ padding: .2rem 1rem .2rem 0; text-align: left; vertical-align: top }}
 tr {{ border-bottom: 1px solid #8884 }}
 .grids {{ display: flex; flex-wrap: wrap; gap: 1rem }}
 figure {{ margin: 0; flex: 1 1 260px; max-width: 530px }}
 img {{ width: 100%; image-rendering: pixelated }}
-.main-svg text {{ fill: CanvasText !important }}
-.main-svg .updatemenu-button text {{ fill: #222 !important }}
-.main-svg .bg {{ fill: Canvas !important }}
-.main-svg {{ background: none !important }}
-</style>
-<h1>{title}</h1>{body}
+</style><h1>{title}</h1>{body}
 """
 
 
@@ -70,12 +62,14 @@ class Run:
     evaluation: dict  # the last line of evaluation.jsonl; empty where there is none
 
 
-def read_runs(paths: list[Path]) -> list[Run]:
-    """Read run folders in their order, each once.
+def colors(names: Iterable[str]) -> dict[str, str]:
+    """Give models colors #RRGGBB: the papers' and those of this repository always have the same."""
+    every = dict.fromkeys([*folders.PAPERS, *folders.models(), *sorted(names)])
+    return dict(zip(every, cycle(COLORS), strict=False))
 
-    Raises:
-        InputError: A file is damaged, or run.json or parameters.json is missing.
-    """
+
+def read_runs(paths: list[Path]) -> list[Run]:
+    """Read run folders in their order, each once; an InputError names a file it cannot read."""
     found: list[Run] = []
     for path in {path.resolve(): path for path in paths}.values():
         facts, settings = folders.read_facts(path), folders.read_settings(path)
@@ -83,15 +77,17 @@ def read_runs(paths: list[Path]) -> list[Run]:
         label = name if name.startswith(model) else f"{model} {name}"
         label = f"{model} {path}" if label in [run.label for run in found] else label
         file = path / "metrics.csv"
-        text = file.read_text() if file.exists() else ""
-        text = text[: text.rfind("\n") + 1] or "step,epoch,images,seconds"  # without half a row
         try:
+            text = file.read_text("utf-8-sig") if file.exists() else ""
+            text = text[: text.rfind("\n") + 1] or "step,epoch,images,seconds"  # without half a row
             rows = pd.read_csv(io.StringIO(text), dtype=float).dropna(subset=AXES)
+            if "gradient_norm" not in rows:
+                rows = rows.rename(columns={"slope": "gradient_norm"})  # its former name
             file = path / "evaluation.jsonl"
             lines = file.read_text().splitlines() if file.exists() else ["{}"]
             evaluation = json.loads(lines[-1])
         except (ValueError, LookupError) as error:
-            raise folders.InputError(f"{file} is damaged ({error})") from None
+            raise folders.utils().InputError(f"{file} cannot be understood ({error})") from None
         found.append(Run(path, label, model, facts, settings, rows, evaluation))
     return found
 
@@ -114,19 +110,14 @@ def show(value: float | None) -> str:
 
 
 def table(runs: list[Run]) -> pd.DataFrame:
-    """Return a column of texts for each run.
-
-    Rows have a group and a name: how far the run came, its metrics with the floors in brackets,
-    and the settings and facts that differ, those of the evaluation included.
-    """
+    """Return a column of texts for each run: how far it came, its metrics, and what differs."""
     numbers = pd.DataFrame({run.label: numbers_of(run) for run in runs}).map(show)
     floors = numbers[numbers.index.str.endswith("_floor")]
     floors.index = floors.index.str.removesuffix("_floor")
     metrics = (numbers.loc[floors.index] + " (" + floors + ")").replace("- (-)", "-")
     settings = pd.DataFrame({run.label: described(run) for run in runs}).fillna("-")
     differ = settings[settings.nunique(axis=1) > 1]
-    came = numbers.loc[[*AXES, "images_per_second"]]
-    return pd.concat({"run": came, "metric (floor)": metrics, "setting": differ})
+    return pd.concat({"run": numbers[:4], "metric (floor)": metrics, "setting": differ})
 
 
 def settings_and_numbers(runs: list[Run]) -> pd.DataFrame:
@@ -150,16 +141,14 @@ def figure(runs: list[Run]) -> go.Figure:
     """Draw the curves: the rows of metrics.csv faint, their moving average thick.
 
     Losses of different models measure different things, so each model has panels of its own.
-    Buttons choose the x axis; a click on the legend hides or shows a run.
     """
-    every = pd.concat([run.rows.assign(run=run.label, model=run.model) for run in runs])
-    lines = every.melt([*AXES, "epoch", "run", "model"], var_name="panel").dropna()
-    own = lines["model"] + ": " + lines["panel"]
-    lines["panel"] = lines["panel"].where(lines["panel"].isin(SHARED), own)
-    models, looks = [run.model for run in runs], {}
-    for i, run in enumerate(runs):
-        dash = DASHES[models[:i].count(run.model) % len(DASHES)]
-        looks[run.label] = {"color": COLORS[run.model], "dash": dash}
+    dashes, looks, parts = {run.model: cycle(DASHES) for run in runs}, {}, []
+    for run in runs:
+        looks[run.label] = {"color": colors(dashes)[run.model], "dash": next(dashes[run.model])}
+        for name in run.rows.columns.difference([*AXES, "epoch"], sort=False):
+            panel = name if name in SHARED else f"{run.model}: {name}"
+            parts.append(run.rows[AXES].assign(panel=panel, run=run.label, value=run.rows[name]))
+    lines = pd.concat(parts or [pd.DataFrame(columns=[*AXES, "panel", "run", "value"])]).dropna()
     rows = max(1, (lines["panel"].nunique() + 1) // 2)
     curves = {"data_frame": lines, "x": AXES[0], "y": "value", "color": "run", "custom_data": AXES}
     rest = {"facet_col_spacing": 0.1, "facet_row_spacing": 0.25 / rows, "template": "none"}
@@ -171,40 +160,44 @@ def figure(runs: list[Run]) -> go.Figure:
         drawn.add_trace(go.Scatter(raw, y=mean, hoverinfo="skip"))
         raw.update(opacity=0.35, showlegend=False, hovertemplate="%{y:.4g}")
     drawn.for_each_annotation(lambda title: title.update(text=title.text.removeprefix("panel=")))
-    drawn.update_xaxes(
-        title="", showticklabels=True, rangemode="tozero", gridcolor="rgba(136, 136, 136, 0.27)"
-    )
-    drawn.update_yaxes(
-        title="", showticklabels=True, matches=None, gridcolor="rgba(136, 136, 136, 0.27)"
-    )
+    axes = {"title": "", "showticklabels": True, "gridcolor": "rgba(136, 136, 136, 0.27)"}
+    drawn.update_xaxes(axes, rangemode="tozero").update_yaxes(axes, matches=None)
     buttons = []
     for i, name in enumerate(AXES):
         change = {"x": [line.customdata[:, i] for line in drawn.data]}, {"xaxis.autorange": True}
         buttons.append({"label": name, "method": "update", "args": change})
-    drawn.update_layout(updatemenus=[{**MENU, **PLACE, "buttons": buttons}])
-    return drawn.update_layout(LOOK, height=120 + 270 * rows)
+    menus = [{**MENU, "buttons": buttons}]  # choose the x axis
+    return drawn.update_layout(LOOK, updatemenus=menus, height=120 + 270 * rows)
 
 
 def write_page(runs: list[Run], out: Path, title: str, first: str = "") -> None:
     """Write one HTML file that needs nothing else; `first` is HTML that goes before the rest."""
     body = f'{first}{table(runs).to_html(border=0)}<h2>Last grids</h2><div class="grids">'
     for run in runs:
-        if any((run.path / "frames").glob("*.png")):
-            frame = folders.frames_of(run.path)[-1]
-            step, data = int(frame.stem), base64.b64encode(frame.read_bytes()).decode()
+        for frame in folders.frames_of(run.path)[-1:]:
+            data, step = base64.b64encode(frame.read_bytes()).decode(), int(frame.stem)
             body += f'<figure><img alt="" src="data:image/png;base64,{data}"><figcaption>'
             images = step * folders.images_per_step(run.path)
             body += f"{html.escape(run.label)}<br>step {step:,}, {images:,} images</figure>"
     config = {"displayModeBar": False, "responsive": True}
     body += f"</div><h2>Curves</h2>{figure(runs).to_html(config, full_html=False)}"
-    with folders.write_aside(out) as file:
+    with folders.utils().write_aside(out) as file:
         file.write(PAGE.format(title=html.escape(title), body=body).encode())
 
 
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+def lay_out(found: pd.DataFrame, width: int) -> str:
+    """Write a table with a column for each run, or with a row where columns are too wide."""
+    text = found.to_string(line_width=width)
+    if text.count("\n") > len(found):
+        groups = found.groupby(level=0, sort=False)
+        groups = [group.droplevel(0).T.rename_axis(columns=name) for name, group in groups]
+        text = "\n\n".join(group.to_string(line_width=width) for group in groups)
+    return text
+
+
+def parse_arguments(argv: list[str] | None = None) -> Namespace:
     """Read the command line."""
-    style = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
+    parser = ArgumentParser(None, SUPPRESS, __doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="path or name of a run, or a model")
     parser.add_argument("--out", type=Path, default="compare.html", help="default: compare.html")
     parser.add_argument("--csv", type=Path, help="also write a row for each run here")
@@ -213,17 +206,15 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     """Compare the runs that the command line names."""
-    arguments = parse_arguments()
-    runs = read_runs(folders.find_runs(arguments.runs))
-    print(table(runs).to_string(line_width=shutil.get_terminal_size().columns))
-    write_page(runs, arguments.out, f"Comparison of {len(runs)} run{'s' * (len(runs) != 1)}")
-    print(f"wrote {arguments.out}")
-    if arguments.csv:
-        with folders.write_aside(arguments.csv) as file:
-            file.write(settings_and_numbers(runs).to_csv(index=False).encode())
-        print(f"wrote {arguments.csv}")
+    args = parse_arguments()
+    with folders.utils().plain_errors():
+        runs = read_runs(folders.find_runs(args.runs))
+        write_page(runs, args.out, f"Comparison of {len(runs)} run{'s' * (len(runs) != 1)}")
+        if args.csv:
+            settings_and_numbers(runs).to_csv(args.csv, index=False)
+        print(lay_out(table(runs), shutil.get_terminal_size().columns))
+        print("wrote", *filter(None, [args.out, args.csv]))
 
 
 if __name__ == "__main__":
-    with folders.plain_errors():
-        main()
+    main()

@@ -13,26 +13,30 @@ Image i depends on the seed and on i alone, up to rounding. samples.png, nearest
 walk.gif are written to the run folder, and each replaces the one before.
 """
 
-import argparse
+from __future__ import annotations
+
 import math
+from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from itertools import chain, islice
 from pathlib import Path
-from zipfile import ZipFile
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-from torch import Tensor, nn
 from tqdm import tqdm
 
 import runs
 from make_gif import write_animation
 
+if TYPE_CHECKING:  # PyTorch takes two seconds to import; functions that need it do so
+    from torch import Tensor, nn
+
 
 def noise(seed: int, z_dim: int) -> Iterator[Tensor]:
     """Yield z (z_dim,) from N(0, I) without end; the i-th depends on `seed` and i alone."""
+    import torch
+
     stream = torch.Generator().manual_seed(seed)
     while True:
         yield torch.randn(z_dim, generator=stream)  # randn(N, z_dim) gives other numbers
@@ -53,8 +57,8 @@ def round_trip(points: Tensor, frames: int) -> Tensor:
     ends = starts.roll(-1, 0)
     angles = (starts * ends).sum(1, keepdim=True).clamp(1e-9 - 1, 1 - 1e-9).acos()  # (K, 1), > 0
     marks = angles.cumsum(0)  # the angle covered at the end of each leg
-    covered = torch.arange(frames).double()[:, None] / frames * marks[-1]  # (frames, 1)
-    leg = torch.searchsorted(marks.flatten(), covered.flatten(), right=True)
+    covered = points.new_tensor(range(frames))[:, None] / frames * marks[-1]  # (frames, 1)
+    leg = (covered >= marks.T).sum(1)  # (frames,)
     angle = angles[leg]
     share = 1 - (marks[leg] - covered) / angle  # of the leg
     direction = ((1 - share) * angle).sin() * starts[leg] + (share * angle).sin() * ends[leg]
@@ -68,6 +72,8 @@ def draw(generator: nn.Module, zs: Iterable[Tensor], batch: int) -> Iterator[np.
     Yields:
         uint8 (batch, H, W, C); the last may be shorter.
     """
+    import torch
+
     zs, device = iter(zs), next(generator.parameters()).device
     while rows := list(islice(zs, batch)):
         # The last batch is filled up: in a smaller one, images may be rounded differently.
@@ -114,8 +120,10 @@ def grid(images: np.ndarray, columns: int, side: int = 1100, gap: int = 2) -> Im
     return ImageOps.scale(sheet, max(1, side // max(sheet.size)), Image.Resampling.NEAREST)
 
 
-def write_walk(args: argparse.Namespace, generator: nn.Module, zs: Iterator[Tensor]) -> None:
+def write_walk(args: Namespace, generator: nn.Module, zs: Iterator[Tensor]) -> None:
     """Write an animation in which each image of a grid makes a round trip of its own."""
+    import torch
+
     points = [torch.stack(list(islice(zs, args.walk))) for _ in range(args.num)]
     paths = torch.stack([round_trip(p, args.frames) for p in points], 1)  # (frames, num, z_dim)
     frames = []
@@ -125,35 +133,29 @@ def write_walk(args: argparse.Namespace, generator: nn.Module, zs: Iterator[Tens
     write_animation(args.out, frames, [round(1000 / args.fps)] * args.frames, args.max_mb)
 
 
-def write_images(args: argparse.Namespace, images: Iterable, shape: tuple) -> np.ndarray:
-    """Write images, of this shape in all, to --each and --npz; return them if --out needs them."""
-    kept = []
-    with ExitStack() as files:
+def write_images(args: Namespace, images: Iterable, shape: tuple) -> np.ndarray:
+    """Write images, of this shape in all, to --each and --npz, and return them."""
+    if args.each:
+        args.each.mkdir(parents=True)
+    kept = np.empty(shape, np.uint8)
+    for i, image in enumerate(images):
+        kept[i] = image
         if args.each:
-            args.each.mkdir(parents=True)
-        if args.npz:  # written as the images come, so that memory does not grow with --num
-            aside = files.enter_context(runs.write_aside(args.npz))
-            archive = files.enter_context(ZipFile(aside, "w"))
-            array = files.enter_context(archive.open("images.npy", "w", force_zip64=True))
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(array, header)
-        for i, image in enumerate(images):
-            if args.each:
-                Image.fromarray(image.squeeze()).save(args.each / f"{i:06d}.png")
-            if args.npz:
-                array.write(image.tobytes())
-            kept += [image] if args.out else []
-    return np.array(kept)
+            Image.fromarray(image.squeeze()).save(args.each / f"{i:06d}.png")
+    if args.npz:
+        with runs.utils().write_aside(args.npz) as file:
+            np.savez(file, images=kept)
+    return kept
 
 
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+def parse_arguments(argv: list[str] | None = None) -> Namespace:
     """Read the command line, and fill in the defaults that depend on other arguments."""
-    raw, no_usage = argparse.RawDescriptionHelpFormatter, argparse.SUPPRESS  # errors are one line
-    parser = argparse.ArgumentParser(usage=no_usage, description=__doc__, formatter_class=raw)
+    parser = ArgumentParser(None, SUPPRESS, __doc__, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("run", metavar="RUN", help="path or name of a run, a model, or a file of weights")
     add("--num", type=int, help="images (default: 64; --nearest 32; --walk 16)")
-    add("--seed", type=int, default=0, help="seed of the noise (default: 0)")
+    add("--model-dir", type=Path, metavar="DIR", help="model folder of a run from elsewhere")
+    add("--seed", type=runs.seed, default=0, help="seed of the noise (default: 0)")
     add("--device", default="cpu", help="cpu (default), cuda, cuda:1, mps; auto: the fastest")
     add("--out", type=Path, metavar="FILE", help="the PNG; for a walk the GIF, MP4 or WebP")
     add("--columns", type=int, help="images in a row (default: as many as rows)")
@@ -167,12 +169,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.num is None:
         args.num = 16 if args.walk else 32 if args.nearest else 64
-    least = {"num": 1, "seed": 0, "columns": 1, "walk": 2, "frames": 2, "max_mb": 0.1}
+    least = {"num": 1, "columns": 1, "walk": 2, "frames": 2, "max_mb": 0.1}
     for name, low in least.items():
         if (value := getattr(args, name)) is not None and not value >= low:
             parser.error(f"--{name.replace('_', '-')} {value}: must be at least {low}")
-    if args.seed >= 2**32:
-        parser.error(f"--seed {args.seed}: must be at most {2**32 - 1}")
     if not 1 <= args.fps <= 50:
         parser.error(f"--fps {args.fps}: must be from 1 to 50, the most that GIFs can show")
     if args.walk and (args.each or args.npz or args.nearest):
@@ -189,34 +189,33 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Write what the command line asks for."""
     args = parse_arguments()
-    weights, run = runs.find_weights(args.run)
-    if args.nearest and not run:
-        raise runs.InputError(f"--nearest: {weights} belongs to no run, so it has no images")
-    generator, about = runs.load_generator(weights)
-    generator.to(runs.pick_device(args.device))
-    print(f"weights {weights}: {about['model']}, step {about.get('step')}")
-    name = "walk.gif" if args.walk else "nearest.png" if args.nearest else "samples.png"
-    if not args.out and (args.walk or args.nearest or not (args.each or args.npz)):
-        args.out = run / name if run else weights.with_name(f"{weights.stem}-{name}")
-    z_dim, size, channels = (about["arguments"][n] for n in ("z_dim", "image_size", "channels"))
-    zs = noise(args.seed, z_dim)
-    if args.walk:
-        return write_walk(args, generator, zs)
-    zs = tqdm(islice(zs, args.num), "generating", args.num, leave=False, disable=None)
-    images = chain.from_iterable(draw(generator, zs, batch_size(size)))
-    images = write_images(args, images, (args.num, size, size, channels))
-    if args.out:
-        if args.nearest:
-            training, _ = runs.load_images(run, more_faces=0)
-            found, distances = nearest(images, training)
-            images = np.concatenate([images, training[found]], 2)  # side by side
-            least, median = np.quantile(distances, (0, 0.5))
-            print(f"RMS distance to the nearest, of 255: least {least:.1f}, median {median:.1f}")
-        with runs.write_aside(args.out) as file:
-            grid(images, args.columns, gap=8 if args.nearest else 2).save(file, "PNG")
-    print("wrote", ", ".join(str(path) for path in (args.out, args.each, args.npz) if path))
+    with runs.utils().plain_errors():
+        weights, run = runs.find_weights(args.run)
+        if args.nearest and not run:
+            raise runs.utils().InputError(f"--nearest: {weights} is of no run and has no images")
+        generator, about = runs.load_generator(weights, args.model_dir)
+        generator.to(runs.utils().pick_device(args.device))
+        print(f"weights {weights}: {about['model']}, step {about.get('step')}")
+        name = "walk.gif" if args.walk else "nearest.png" if args.nearest else "samples.png"
+        if not args.out and (args.walk or args.nearest or not (args.each or args.npz)):
+            args.out = run / name if run else weights.with_name(f"{weights.stem}-{name}")
+        zs, size = noise(args.seed, about["z_dim"]), about["image_size"]
+        if args.walk:
+            return write_walk(args, generator, zs)
+        zs = tqdm(islice(zs, args.num), "generating", args.num, leave=False, disable=None)
+        images = chain.from_iterable(draw(generator, zs, batch_size(size)))
+        images = write_images(args, images, (args.num, size, size, about["channels"]))
+        if args.out:
+            if args.nearest:
+                training, _ = runs.load_images(run, 0, args.model_dir)
+                found, distances = nearest(images, training)
+                images = np.concatenate([images, training[found]], 2)  # side by side
+                least, median = np.quantile(distances, (0, 0.5))
+                print(f"RMS distance to the nearest: least {least:.1f}, median {median:.1f} of 255")
+            with runs.utils().write_aside(args.out) as file:
+                grid(images, args.columns, gap=8 if args.nearest else 2).save(file, "PNG")
+        print("wrote", ", ".join(str(path) for path in (args.out, args.each, args.npz) if path))
 
 
 if __name__ == "__main__":
-    with runs.plain_errors():
-        main()
+    main()

@@ -7,10 +7,10 @@ Examples:
     python make_gif.py --side-by-side               the newest runs next to each other
 """
 
-import argparse
 import io
 import itertools
 import math
+from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,10 +21,9 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tqdm import tqdm
 
 import runs
-from runs import InputError
 
 MAX_FRAMES = 100  # unless --every says otherwise
-FIRST, LAST = 1000, 2000  # milliseconds for which the first and the last frame are shown
+POSTER, FIRST, LAST = 500, 1000, 2000  # milliseconds: the preview, the first and the last frame
 SIDE, GAP = 400, 8  # pixels; small grids are enlarged to about SIDE by a whole factor
 # What is tried, in this order, until the file is small enough. Pixels go last: labels stay sharp.
 THINNED = ((1, 1), (2, 1), (3, 1), (4, 1), (2, 2), (4, 2), (4, 4))  # every k-th frame, 1/n of sides
@@ -42,7 +41,7 @@ def label_strip(width: int, text: str) -> Image.Image:
 
 
 def write_animation(
-    path: Path, frames: Sequence[Image.Image], durations: list[int], max_mb: float
+    path: Path, frames: Sequence[Image.Image], durations: list[int], max_mb: float, poster: int = 0
 ) -> None:
     """Write an animation at the best quality that fits into `max_mb`, and print what was written.
 
@@ -53,6 +52,7 @@ def write_animation(
             multiples of the shortest.
         max_mb: Greatest size in millions of bytes. A file that is larger even at the lowest
             quality is written nevertheless, and the message says so.
+        poster: Milliseconds for which the last frame is shown before all others.
     """
     kind, max_bytes, count = path.suffix.lower(), 1e6 * max_mb, len(durations)
     rng, pixels = np.random.default_rng(0), []  # some of each frame, for the palette of a GIF
@@ -63,12 +63,14 @@ def write_animation(
         kept = every_kth(range(count), every)
         ends = [*kept[1:], count]  # a frame is shown until the next one that is kept
         times = [sum(durations[i:end]) for i, end in zip(kept, ends, strict=True)]
+        if poster and count > 1:
+            kept, times = [count - 1, *kept], [poster, *times]
         bar = tqdm(kept, path.name, unit="frame", leave=False, disable=None)
         images = (frames[i].convert("RGB").reduce(divisor) for i in bar)
         data = encode(kind, images, times, setting, np.stack(pixels))
         if len(data) <= max_bytes:
             break
-    with runs.write_aside(path) as file:
+    with runs.utils().write_aside(path) as file:
         file.write(data)
     size = f"{len(kept)} frame{'s' * (len(kept) > 1)}, {len(data) / 1e6:.1f} MB"
     note = f"; --max-mb {max_mb:g} is not possible" if len(data) > max_bytes else ""
@@ -126,7 +128,7 @@ class Scenes:
             try:
                 grids.append(Image.open(frame).convert("RGB"))
             except (OSError, SyntaxError) as error:  # what Pillow raises for a damaged PNG
-                raise InputError(f"{frame} is damaged ({error})") from None
+                raise runs.utils().InputError(f"{frame} is damaged ({error})") from None
         side = max(SIDE, *(max(grid.size) for grid in grids))
         for grid, (_, label) in zip(grids, scene, strict=True):
             factor = max(1, round(side / max(grid.size)))
@@ -144,13 +146,16 @@ def scenes_of(found: list[Path]) -> list[Scene]:
     drawn, scenes = [], []
     for run in found:
         frames, per_step = runs.frames_of(run), runs.images_per_step(run)
+        if not frames:
+            raise runs.utils().InputError(f"{run}: there are no frames in it yet")
         images = [int(frame.stem) * per_step for frame in frames]
         drawn.append((runs.read_facts(run)["model"], run.name, frames, images))
     models = [model for model, *_ in drawn]
+    drawn.sort(key=lambda one: [*runs.models(), one[0]].index(one[0]))  # stable: new models last
     for moment in sorted({count for *_, images in drawn for count in images}):
         scene = []
         for model, name, frames, images in drawn:
-            i = bisect_right(images, moment) - 1  # a run that has ended keeps its last frame
+            i = max(0, bisect_right(images, moment) - 1)  # of an ended run its last frame
             shown = f"{images[i]:,} images, " if len(found) > 1 else ""
             label = f"{model} {name}" if models.count(model) > 1 else model
             scene.append((frames[i], f"{label}   {shown}step {int(frames[i].stem):,}"))
@@ -158,15 +163,14 @@ def scenes_of(found: list[Path]) -> list[Scene]:
     return scenes
 
 
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+def parse_arguments(argv: list[str] | None = None) -> Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(None, SUPPRESS, __doc__, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("runs", nargs="*", metavar="RUN", help="path or name of a run, or a model's newest run")
     add("--out", type=Path, metavar="FILE", help=".gif, .mp4 or .webp; default: in the run folder")
     add("--side-by-side", action="store_true", help="all runs in one animation")
+    add("--no-poster", dest="poster", action="store_false", help="do not begin with the last frame")
     add("--every", type=int, metavar="K", help=f"every K-th frame (default: {MAX_FRAMES} at most)")
     add("--fps", type=float, default=10, help="frames per second, at most 50 (default: 10)")
     add("--max-mb", type=float, default=5, help="greatest size of a file in MB (default: 5)")
@@ -185,23 +189,22 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Write the animations that the command line asks for."""
     args = parse_arguments()
-    found = runs.find_runs(args.runs)
-    if not args.runs:  # a run that has just been started has no frame yet
-        found = [run for run in found if runs.has_frames(run)] or found
-    if args.side_by_side:
-        todo = [(args.out or found[0] / "side-by-side.gif", scenes_of(found))]
-    elif args.out and len(found) > 1:
-        raise InputError("--out: one file for several runs; name one run, or add --side-by-side")
-    else:
-        todo = [(args.out or run / "samples.gif", scenes_of([run])) for run in found]
-    step = round(1000 / args.fps)
-    for out, scenes in todo:
-        kept = every_kth(scenes, args.every or math.ceil(len(scenes) / MAX_FRAMES))
-        durations = [step] * len(kept)
-        durations[0], durations[-1] = max(FIRST, step), max(LAST, step)
-        write_animation(out, Scenes(kept), durations, args.max_mb)
+    with runs.utils().plain_errors():
+        found = runs.find_runs(args.runs)
+        if not args.runs:  # a run that has just been started has no frame yet
+            found = [run for run in found if runs.frames_of(run)] or found
+        if args.side_by_side:
+            todo = [(args.out or found[0] / "side-by-side.gif", scenes_of(found))]
+        elif args.out and len(found) > 1:
+            raise runs.utils().InputError("--out: several runs in one file need --side-by-side")
+        else:
+            todo = [(args.out or run / "samples.gif", scenes_of([run])) for run in found]
+        for out, scenes in todo:
+            kept = every_kth(scenes, args.every or math.ceil(len(scenes) / MAX_FRAMES))
+            durations = [round(1000 / args.fps)] * len(kept)
+            durations[0], durations[-1] = max(FIRST, durations[0]), max(LAST, durations[-1])
+            write_animation(out, Scenes(kept), durations, args.max_mb, POSTER * args.poster)
 
 
 if __name__ == "__main__":
-    with runs.plain_errors():
-        main()
+    main()

@@ -1,55 +1,43 @@
-"""Find and read run folders: what the scripts at the top share.
-
-What is missing, damaged or of an unknown kind is an InputError that names it.
-"""
+"""What the scripts at the top share: finding and reading run folders, and errors that name them."""
 
 import importlib
 import json
+import re
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from argparse import ArgumentTypeError
+from datetime import datetime
+from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import IO, TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    import torch  # slow to import, and not every script needs it
-
 TOP = Path(__file__).resolve().parent
-MODELS = ("simpleGAN", "DCGAN", "WGAN", "WGAN-GP")
-FORMAT = 1  # of the run folders that these scripts understand
-SETTINGS = ("data", "data_dir", "image_size", "channels", "batch_size", "epochs", "lr", "d_width")
+PAPERS = ("simpleGAN", "DCGAN", "WGAN", "WGAN-GP")  # in the order in which they appeared
+SETTINGS = ("data", "data_dir", "image_size", "channels", "batch_size")  # that every model has
+LOADING = threading.Lock()  # play.py loads files from several threads
 
 
-class InputError(Exception):
-    """Something the user gave cannot be used: one line that names it, exit code 2."""
+def models() -> list[str]:
+    """Return the names of the model folders: the papers' in their order, then all others."""
+    found = sorted(file.parent.name for file in TOP.glob("*/train.py"))
+    return sorted(found, key=lambda name: PAPERS.index(name) if name in PAPERS else len(PAPERS))
 
 
-@contextmanager
-def plain_errors() -> Iterator[None]:
-    """End the program with one line and an exit code where a traceback would help nobody."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # a name may not fit the terminal's encoding
-    try:
-        yield
-        return
-    except InputError as error:
-        code, line = 2, str(error)
-    except OSError as error:
-        code, line = 1, str(error)
-    except (MemoryError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]  # only its words tell the kind of a RuntimeError
-        told = any(f"{word} memory" in reason for word in ("allocate", "enough", "out of"))
-        if not told and isinstance(error, RuntimeError):
-            raise
-        code, line = 1, f"not enough memory ({reason})"
-    except KeyboardInterrupt:
-        code, line = 130, "interrupted"
-    print(f"{Path(sys.argv[0]).name}: error: {' '.join(line.split())}", file=sys.stderr)
-    raise SystemExit(code)
+@cache
+def utils() -> ModuleType:
+    """Return a model folder's utils.py, once the command line is read: it takes two seconds."""
+    return load_file_of(models()[0], "utils")  # imports PyTorch
+
+
+def seed(text: str) -> int:
+    """Read a seed within the bounds of train.py: the type of a flag."""
+    if text.isdecimal() and int(text) < 2**32:
+        return int(text)
+    raise ArgumentTypeError(f"must be a whole number from 0 to {2**32 - 1}, not {text!r}")
 
 
 def heed_signals() -> None:
@@ -61,23 +49,17 @@ def heed_signals() -> None:
 
 def read_json(file: Path, *keys: str) -> dict[str, Any]:
     """Read a JSON file that holds one object with these keys."""
-    try:
-        found = dict(json.loads(file.read_bytes()))
-    except OSError as error:
-        raise InputError(f"{file}: {error.strerror}") from None
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{file} is damaged ({error})") from None
+    found = utils().read_json(file)
     if missing := [key for key in keys if key not in found]:
-        raise InputError(f"{file} is damaged (it lacks {', '.join(missing)})")
+        raise utils().InputError(f"{file} is damaged (it lacks {', '.join(missing)})")
     return found
 
 
 def read_facts(run: Path) -> dict[str, Any]:
-    """Read run.json of a format and a model that are known here."""
+    """Read run.json of a format that is known here."""
     facts = read_json(run / "run.json", "format", "model", "started")
-    if facts["format"] != FORMAT or facts["model"] not in MODELS:
-        about = f"format {facts['format']!r:.50}, model {facts['model']!r:.50}"
-        raise InputError(f"{run / 'run.json'}: {about}; this program reads format {FORMAT}")
+    if facts["format"] != utils().FORMAT:
+        raise utils().InputError(f"{run / 'run.json'}: unknown format {facts['format']!r:.50}")
     return facts
 
 
@@ -88,22 +70,15 @@ def read_settings(run: Path) -> dict[str, Any]:
 
 def images_per_step(run: Path) -> int:
     """Return how many real images one generator update of a run shows."""
-    settings, processes = read_settings(run), read_facts(run).get("processes", 1)
+    settings = read_settings(run)
     updates = settings.get("n_critic", settings.get("k", 1))  # of the discriminator or critic
-    return settings["batch_size"] * updates * processes
-
-
-def has_frames(run: Path) -> bool:
-    """Tell whether a run has drawn its first frame yet."""
-    return any((run / "frames").glob("[0-9]*.png"))
+    return settings["batch_size"] * updates * read_facts(run).get("processes", 1)
 
 
 def frames_of(run: Path) -> list[Path]:
-    """Return the frames, one at least, in order of steps, which are their names."""
-    frames = sorted((run / "frames").glob("[0-9]*.png"), key=lambda frame: int(frame.stem))
-    if not frames:
-        raise InputError(f"{run}: there are no frames in it yet")
-    return frames
+    """Return the frames in order of steps, which are their names; a new run has none."""
+    frames = [f for f in (run / "frames").glob("*.png") if re.fullmatch("[0-9]{6,}", f.stem)]
+    return sorted(frames, key=lambda frame: int(frame.stem))
 
 
 def runs_in(folder: Path) -> list[Path]:
@@ -111,159 +86,134 @@ def runs_in(folder: Path) -> list[Path]:
     found = []
     for file in (folder / "tensorboard" / "runs").glob("*/run.json"):
         try:
-            found.append((read_facts(file.parent)["started"], file.parent))
-        except InputError as error:
-            print(f"skipped {error}", file=sys.stderr)
+            started = datetime.fromisoformat(read_facts(file.parent)["started"])
+            found.append((started.astimezone(), file.parent))  # one without a zone is local
+        except (utils().InputError, TypeError, ValueError) as error:
+            print(f"skipped {file}: {error}", file=sys.stderr)
     return [run for _, run in sorted(found)]
 
 
 def find_run(text: str) -> Path:
     """Find the one run of this path or name, or the newest of a model or a model folder."""
-    path = Path(text)
-    if (path / "run.json").is_file():
-        return path
-    for folder in (path, TOP / text):
+    if (Path(text) / "run.json").is_file():
+        return Path(text)
+    for folder in (Path(text), TOP / text):
         if (folder / "train.py").is_file():
             if found := runs_in(folder):
                 return found[-1]
-            raise InputError(f"{text}: no run yet; start one with: cd {text} && python train.py")
-    named = [folder / text for folder in sorted(TOP.glob("*/tensorboard/runs"))]
-    named = [str(run) for run in named if (run / "run.json").is_file()]
-    if len(named) != 1:
-        reason = f"several runs have this name: {', '.join(named)}"
-        raise InputError(f"{text}: {reason if named else 'not a run, nor the name of one'}")
-    return Path(named[0])
+            raise utils().InputError(f"{text}: no run yet; start one: cd {text} && python train.py")
+    found = [run for model in models() for run in runs_in(TOP / model) if run.name == text]
+    if len(found) == 1:
+        return found[0]
+    reason = f"several runs have this name: {', '.join(map(str, found))}"
+    raise utils().InputError(f"{text}: {reason if found else 'not a run, nor the name of one'}")
 
 
 def find_runs(texts: list[str]) -> list[Path]:
     """Find the run of each text, none twice; without texts, the newest of every model folder."""
-    found = [find_run(text) for text in texts]
-    if not texts:
-        models = sorted(file.parent for file in TOP.glob("*/train.py"))
-        found = [run for model in models for run in runs_in(model)[-1:]]
+    newest = [] if texts else [run for model in models() for run in runs_in(TOP / model)[-1:]]
+    found = [find_run(text) for text in texts] or newest
     if not found:
-        raise InputError("there is no run yet; start one with: cd DCGAN && python train.py")
+        raise utils().InputError("there is no run yet; start one with: cd DCGAN && python train.py")
     return list({run.resolve(): run for run in found}.values())
 
 
 def find_weights(text: str) -> tuple[Path, Path | None]:
-    """Find a generator's weights by their path, or by what `find_run` takes.
-
-    Returns:
-        The weights, and the run they belong to. This is None for a file that was named, and
-        for a model without a run, which has its trained generator in assets/weights/.
-    """
+    """Find weights, and the run that has them, if any: of a model without runs, those included."""
     if Path(text).is_file():
         return Path(text), None
     try:
         run = find_run(text)
-    except InputError:
+        return run / "generator.safetensors", run
+    except utils().InputError:
         included = TOP / "assets" / "weights" / f"{Path(text).name}.safetensors"
-        if included.is_file():
-            return included, None
-        raise
-    return run / "generator.safetensors", run
+        if not included.is_file():
+            raise
+        return included, None
 
 
-def load_file_of(model: str, name: str) -> ModuleType:
-    """Import a file of one of this repository's model folders.
+def model_folder(model: str, run: Path, model_dir: Path | None = None) -> Path:
+    """Return the folder whose code a run needs: the user's --model-dir, or one of this repository.
 
-    Never one that lies beside somebody's run: that would run a stranger's code. Afterwards
-    the names that four folders share stand for what they stood for before.
+    That is the one that the run lies in or the one called `model`, never one of a stranger.
     """
-    before = {shared: sys.modules.pop(shared, None) for shared in (name, "utils", "data", "model")}
-    sys.path.insert(0, str(TOP / model))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(TOP / model))
-        for shared, module in before.items():
-            sys.modules.pop(shared, None)
-            sys.modules.update({shared: module} if module else {})
+    if model_dir:
+        return model_dir.resolve()
+    for folder in ((run.resolve() / "../../..").resolve(), TOP / model):
+        if folder in [TOP / name for name in models()]:
+            return folder
+    raise utils().InputError(f"{run}: there is no model {model} here; name its --model-dir")
 
 
-def load_generator(file: Path) -> tuple["torch.nn.Module", dict[str, Any]]:
-    """Build a trained generator, in eval mode on the CPU.
+def load_file_of(folder: str | Path, name: str) -> ModuleType:
+    """Import a file of a model folder, for which `utils` and `model` are that folder's alone."""
+    folder = TOP / folder  # an absolute path stays what it is
+    if not (folder / f"{name}.py").is_file():
+        raise utils().InputError(f"{folder}: there is no {name}.py in it")
+    shared = {file.stem for file in folder.glob("*.py")}
+    with LOADING:
+        before = {name: sys.modules.pop(name) for name in shared & sys.modules.keys()}
+        sys.path.insert(0, str(folder))
+        try:
+            return importlib.import_module(name)
+        finally:
+            sys.path.remove(str(folder))
+            for own in shared & sys.modules.keys():
+                del sys.modules[own]
+            sys.modules.update(before)
 
-    Args:
-        file: A generator.safetensors by whatever name, or a run folder that holds one.
+
+def load_generator(file: Path, model_dir: Path | None = None) -> tuple[Any, dict[str, Any]]:
+    """Build the generator of a file of weights or a run folder, in eval mode on the CPU.
 
     Returns:
-        The generator, (B, z_dim) -> (B, C, H, W) in [-1, 1]; and what the file says about
-        itself: `model`, `step`, `arguments` (z_dim, image_size, channels, width).
+        The generator, (B, z_dim) -> (B, C, H, W) in [-1, 1]; and what is known about it:
+        `model`, `step`, `z_dim`, `image_size`, `channels`, the constructor's `arguments`.
     """
     import torch
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import load
 
     file = file / "generator.safetensors" if file.is_dir() else file
-    if not file.is_file():
-        raise InputError(f"{file}: no such file")
     try:
         with safe_open(file, "pt") as saved:
             about = json.loads((saved.metadata() or {})["about"])
-        if about["format"] != FORMAT or about["model"] not in MODELS:
-            raise ValueError(f"format {about['format']}, model {about['model']}")
-        with torch.device("meta"):  # takes no memory and draws no random numbers
-            generator = load_file_of(about["model"], "model").Generator(**about["arguments"])
-        # Read, not mapped: Windows could not replace the file while a training goes on.
-        generator.load_state_dict(load(file.read_bytes()), assign=True)
-    except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{file} is damaged, or not a generator from here ({reason})") from None
-    return generator.float().eval(), about
+        if about["format"] != utils().FORMAT:
+            raise ValueError(f"format {about['format']}")
+        folder = model_folder(str(about["model"]), file.parent, model_dir)
+        about["z_dim"] = about.get("z_dim") or about["arguments"]["z_dim"]
+        with torch.random.fork_rng(devices=()), torch.no_grad():  # initial weights are drawn
+            generator = load_file_of(folder, "model").Generator(**about["arguments"]).eval()
+            generator.load_state_dict(load(file.read_bytes()))
+            image = generator(torch.zeros(1, about["z_dim"]))[0]
+        about["channels"], about["image_size"], _ = image.shape
+    except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError, OSError) as error:
+        line = f"{file}: damaged, or trained by another model.py ({error!s:.200})"
+        raise utils().InputError(line) from None
+    return generator, about
 
 
-def load_images(run: Path, more_faces: int = 2500) -> tuple["np.ndarray", "np.ndarray"]:
+def load_images(run: Path, more_faces: int = 2500, model_dir: Path | None = None) -> tuple:
     """Return the images that a run was trained on, and others of their kind that it never saw.
 
-    The second are those that --hold-out kept from it. If there are none, and the images are
-    drawn faces, they are `more_faces` new ones.
-
-    Returns:
-        Two arrays, uint8 (N, H, W, C); the second may be empty.
+    Both are arrays, uint8 (N, H, W, C). The second are those that --hold-out kept from it, or
+    `more_faces` new ones if there are none and it was trained on drawn faces.
     """
     facts, settings = read_facts(run), read_settings(run)
-    size, channels, batch_size = (settings[n] for n in ("image_size", "channels", "batch_size"))
+    data = load_file_of(model_folder(facts["model"], run, model_dir), "data")
     place = settings["data_dir"] if Path(settings["data_dir"]).is_dir() else ""
-    data, hold_out = load_file_of(facts["model"], "data"), settings.get("hold_out", 0)
+    rest = [settings.get(n, 0) for n in ("image_size", "channels", "batch_size", "hold_out")]
     try:
         try:
-            found = data.open_cache(run / facts.get("cache", ""), hold_out)
+            found = data.open_cache(run / facts.get("cache", ""), rest[-1])
         except data.Damaged:  # it was deleted, or the run comes from elsewhere
-            found = data.load_images(settings["data"], place, size, channels, batch_size, hold_out)
+            found = data.load_images(settings["data"], place, *rest)
     except (data.InputError, data.RunError) as error:
-        raise InputError(f"{run}: its images cannot be found again: {error}") from None
+        raise utils().InputError(f"{run}: its images cannot be found again: {error}") from None
     if found.digest != facts["pictures"]["digest"]:
-        raise InputError(f"{run}: the images are not those it was trained on")
-    if more_faces and settings["data"] == "faces" and not len(found.held_out):
-        faces = data.draw_faces(more_faces, size, seed=1)
-        channels = found.images.shape[3]
-        return found.images, np.stack([data.decode(face, size, channels) for face in faces])
-    return found.images, found.held_out
-
-
-@contextmanager
-def write_aside(path: Path) -> Iterator[IO[bytes]]:
-    """Write a file under another name until it is whole; its folder need not exist."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        with open(aside, "wb") as file:
-            yield file
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def pick_device(name: str) -> "torch.device":
-    """Find a device by PyTorch's name for it, or the fastest as `auto`."""
-    import torch
-
-    if name == "auto":
-        available = torch.accelerator.is_available()  # in torch 2.6, no argument of the next
-        name = torch.accelerator.current_accelerator() if available else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {name}: not available ({str(error).splitlines()[0]})") from None
+        raise utils().InputError(f"{run}: the images are not those it was trained on")
+    if len(found.held_out) or not more_faces or settings["data"] != "faces":
+        return found.images, found.held_out
+    size, channels = found.images.shape[2:]
+    faces = data.draw_faces(more_faces, size, seed=1)
+    return found.images, np.stack([data.decode(face, size, channels) for face in faces])

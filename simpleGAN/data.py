@@ -162,7 +162,7 @@ def list_images(data: str, root: Path, image_size: int) -> tuple[Iterator, dict,
         RunError: A download failed.
     """
     if data == "faces":
-        version = hashlib.sha256(np.stack(list(draw_faces(16, 16)))).hexdigest()
+        version = hashlib.sha256(np.stack(list(draw_faces(16, 16))).tobytes()).hexdigest()
         return enumerate(draw_faces(FACES, image_size)), {"count": FACES, "version": version}, []
     if data in TORCHVISION:
         return download(data, root, image_size)

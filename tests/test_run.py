@@ -6,7 +6,6 @@ import math
 import os
 import pathlib
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -37,7 +36,7 @@ OWN_COLUMNS = {
     "simpleGAN": ["d_real", "d_fake"],
     "DCGAN": ["d_real", "d_fake"],
     "WGAN": ["wasserstein", "clipped"],
-    "WGAN-GP": ["wasserstein", "penalty", "slope"],
+    "WGAN-GP": ["wasserstein", "penalty", "gradient_norm"],
 }
 
 
@@ -100,7 +99,6 @@ def test_a_run_holds_what_the_design_says(files, tiny):
     first = np.fromfile(facts["cache"], np.uint8).reshape(-1, 16, 16, 3)[9]
     with Image.open(io.BytesIO(real.encoded_image_string)) as shown:
         assert real.step == 0 and np.array_equal(shown.crop((20, 20, 36, 36)), first)
-    assert any("hparams" in tag for tag in events.summary_metadata)
     for name in scalars - {"images_per_second"}:
         logged = [(e.step, e.value) for e in events.Scalars(name)]
         assert [step for step, _ in logged] == [2, 4, 5]
@@ -126,8 +124,9 @@ def test_frames_are_the_generator_in_eval_mode_on_noise_of_its_own(files, tiny):
     with safe_open(few / "generator.safetensors", "pt") as file:
         about = json.loads(file.metadata()["about"])
     expected = {"z_dim": 8, "image_size": 16, "channels": 3, "width": 6}
-    assert about["arguments"] == expected
-    assert (about["format"], about["model"], about["step"]) == (1, files.folder, 4)
+    assert about == {"format": 1, "model": files.folder, "step": 4, "z_dim": 8} | {
+        "arguments": expected
+    }
     generator = files.model.Generator(**about["arguments"]).eval()
     generator.load_state_dict(load_file(few / "generator.safetensors"))
     rng = torch.Generator().manual_seed(files.utils.stream_seed(3, 0))
@@ -178,7 +177,7 @@ def test_a_folder_copied_under_another_name_trains_alone(files, tmp_path):
     done = run_script(folder / "train.py", *flags_of(settings), cwd=tmp_path / "cwd")
     assert done.returncode == 0 and not done.stderr, done.stderr
     (run,) = (folder / "tensorboard" / "runs").iterdir()
-    assert facts_of(run)["model"] == files.folder
+    assert facts_of(run)["model"] == "my-gan"
     assert not list((tmp_path / "cwd").iterdir())
     assert (run / "train.log").read_text() == done.stdout  # not a terminal: lines, no bar
     assert "step 3/3" in done.stdout and "\r" not in done.stdout
@@ -247,7 +246,7 @@ def test_a_run_resumes_elsewhere_on_the_same_images(tiny, tmp_path):
     run = train("WGAN-GP", settings | {"name": "run", "max_seconds": 99.0})
     (tmp_path / "here").rename(tmp_path / "there")
     now = {"data": str(tmp_path / "there"), "data_dir": str(tmp_path / "other"), "device": "auto"}
-    now |= {"graphs": False, "epochs": 6, "max_seconds": 100.0, "max_steps": 7}
+    now |= {"epochs": 6, "max_seconds": 100.0, "max_steps": 7}
     train("WGAN-GP", {"resume": "run", "runs_dir": tiny["runs_dir"]} | now)
     assert_equal(whole, run)
 
@@ -275,9 +274,6 @@ def test_contradictions_are_refused_and_each_is_listed(files, tiny):
     with pytest.raises(files.utils.InputError, match="its 4 steps are done"):
         train(files.folder, tiny | {"resume": "run"})
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
-    (run / "run.json").write_text(json.dumps(facts_of(run) | {"model": "another GAN"}))
-    with pytest.raises(files.utils.InputError, match="it is a run of another GAN"):
-        train(files.folder, tiny | {"resume": "run", "max_steps": 6})
 
 
 def test_a_resumed_run_may_take_smaller_steps_and_says_so(files, tiny):
@@ -297,7 +293,6 @@ def test_a_resumed_run_may_take_smaller_steps_and_says_so(files, tiny):
             ]
             moved[part, lr] = float(sum(steps))
         assert facts_of(other)["lr_until_step"] == {"4": was["settings"]["lr"]}
-        assert f"until step 4, then {lr:g}" in (other / "train.log").read_text()
         train(files.folder, tiny | {"resume": other.name, "max_steps": 6, "lr": 2e-6})
         assert facts_of(other)["lr_until_step"] == {"4": was["settings"]["lr"], "5": lr}
     for part in (name, "generator"):
@@ -305,20 +300,20 @@ def test_a_resumed_run_may_take_smaller_steps_and_says_so(files, tiny):
 
 
 def test_a_setting_newer_than_the_run_had_its_default(tiny):
-    run = train("DCGAN", tiny | {"name": "run"})
+    run = train("simpleGAN", tiny | {"name": "run"})
     state = checkpoint_of(run)
-    del state["settings"]["r1"]
-    torch.save(state, run / "checkpoint.pt")
-    with pytest.raises(load("DCGAN").utils.InputError, match=r"r1 was 0\.0 and is now 1"):
-        train("DCGAN", tiny | {"resume": "run", "max_steps": 6, "r1": 1.0})
-    train("DCGAN", tiny | {"resume": "run", "max_steps": 6})
+    del state["settings"]["dropout"]
+    torch.save(state | {"settings": state["settings"] | {"graphs": True}}, run / "checkpoint.pt")
+    with pytest.raises(load("simpleGAN").utils.InputError, match=r"dropout was 0\.3 and is now 0"):
+        train("simpleGAN", tiny | {"resume": "run", "max_steps": 6, "dropout": 0.0})
+    train("simpleGAN", tiny | {"resume": "run", "max_steps": 6})
 
 
 def test_other_images_are_refused(tiny, tmp_path):
     folder = write_images(tmp_path / "images", noise_images(8, 16, 16, 3))
     train("DCGAN", tiny | {"data": folder, "name": "run", "max_steps": 2})
     Image.new("RGB", (16, 16), (99, 0, 0)).save(folder / "0.png")
-    with pytest.raises(load("DCGAN").utils.InputError, match="images are not those"):
+    with pytest.raises(load("DCGAN").utils.InputError, match="pictures was "):
         train("DCGAN", tiny | {"data": folder, "resume": "run"})
 
 
@@ -361,10 +356,8 @@ def test_what_is_not_finite_ends_the_run_with_a_good_checkpoint(files, tiny, mon
     log_every = 2 if what == "loss" else 99
     settings = tiny | {"name": "run", "max_steps": 6, "log_every": log_every}
     message = "loss_g is nan" if what == "loss" else r"(generator\.|loss)"
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with pytest.raises(files.utils.RunError, match=message + ".*training has diverged"):
         train(files.folder, settings)
-    signal.raise_signal(signal.SIGTERM)  # as torchrun does; the reason is still to be printed
     run = files.utils.find_run(tiny["runs_dir"], "run")
     assert checkpoint_of(run)["step"] == 4
     assert all(t.isfinite().all() for t in load_file(run / "generator.safetensors").values())
@@ -417,18 +410,20 @@ def test_a_set_too_small_to_learn_from_is_named_before_the_training(tiny, capsys
     small = images._replace(images=images.images[:count])
     config = files.train.Config(batch_size=8, epochs=1 if warned else 4, runs_dir=tiny["runs_dir"])
     parts = {"generator": files.model.Generator(100, 16, 3, 4)}
-    files.utils.Run(config, "DCGAN", small, torch.device("cpu"), 1, parts)
+    run = files.utils.Run(config, small, torch.device("cpu"), 1, parts, {})
+    next(run.steps())
     said = capsys.readouterr().out
-    assert ("4 steps of this lr show nothing yet; try --epochs 1500" in said) == warned
+    words = "4 steps at lr 5e-05 are too few for visible images; try --epochs 1500"
+    assert (words in said) == warned
 
 
 def test_a_resumed_run_is_not_called_too_short(tiny, tmp_path, capsys):
     images = write_images(tmp_path / "images", noise_images(16, 16, 16, 3))
     settings = tiny | {"data": images, "max_steps": 0}
     run = train("DCGAN", settings | {"epochs": 1, "name": "run"})
-    assert "show nothing yet" in capsys.readouterr().out
+    assert "are too few" in capsys.readouterr().out
     train("DCGAN", settings | {"resume": run.name, "epochs": 2, "lr": 1e-6})
-    assert "show nothing yet" not in capsys.readouterr().out
+    assert "are too few" not in capsys.readouterr().out
 
 
 def test_a_long_training_on_a_cpu_says_so_unless_it_is_quick_already(tiny, monkeypatch, capsys):
@@ -436,7 +431,7 @@ def test_a_long_training_on_a_cpu_says_so_unless_it_is_quick_already(tiny, monke
         run.bar = type("Bar", (), {"disable": True, "set_postfix_str": lambda *_, **__: None})()
         yield 1
         run.step, run.seconds, run.last_step = 2, 20.0, 10**5
-        run.log()
+        run.tell("", 10.0)
 
     monkeypatch.setattr(load("DCGAN").utils.Run, "steps", one_row)
     for argv, told in (([], True), (["--config", "quick.json"], False)):
@@ -496,7 +491,7 @@ def test_a_gpu_is_waited_for_within_the_training_time(tiny, monkeypatch):
     limits = {"max_steps": 4, "log_every": 2, "frame_every": 99, "runs_dir": tiny["runs_dir"]}
     config = files.train.Config(batch_size=8, **limits)
     parts = {"generator": files.model.Generator(100, 16, 3, 4)}
-    run = files.utils.Run(config, "DCGAN", dataset, torch.device("meta"), 1, parts)
+    run = files.utils.Run(config, dataset, torch.device("meta"), 1, parts, {})
     for _ in run.steps():
         clock[0] += 1
         run.record({"loss_d": torch.tensor(1.0), "loss_g": torch.tensor(1.0)})

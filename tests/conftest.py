@@ -3,6 +3,7 @@
 import csv
 import importlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,10 @@ sys.path.insert(0, str(TOP))  # for the scripts at the top
 # Tiny networks: a second thread costs more than it brings, in programs that tests start too.
 os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 torch.set_num_threads(1)
+# nohup and background jobs ignore these, and programs that tests start would inherit that.
+for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", lambda *_: None)):
+    if getattr(signal, name, None) and signal.getsignal(getattr(signal, name)) == signal.SIG_IGN:
+        signal.signal(getattr(signal, name), handler)
 
 
 def load(folder: str) -> SimpleNamespace:
@@ -46,19 +51,6 @@ def load(folder: str) -> SimpleNamespace:
         sys.path.remove(str(TOP / folder))
     sys.modules.update({name: getattr(LOADED[folder], name) for name in FILES})
     return LOADED[folder]
-
-
-def make_critic(files: SimpleNamespace, size: int, channels: int, width: int):
-    """Build the generator's opponent."""
-    if hasattr(files.model, "Critic"):
-        return files.model.Critic(size, channels, width)
-    extra = {"dropout": 0.3} if files.folder == "simpleGAN" else {}
-    return files.model.Discriminator(size, channels, width, **extra)
-
-
-def opponent_step(files: SimpleNamespace):
-    """Return the function that moves the generator's opponent."""
-    return getattr(files.train, "critic_step", None) or files.train.discriminator_step
 
 
 def flags_of(settings: dict) -> list[str]:

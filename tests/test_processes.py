@@ -1,6 +1,7 @@
-"""Several processes, over Gloo: signals, clocks, one that dies, resuming."""
+"""Several processes, over Gloo: signals, clocks, one that dies; the clock and the sums of one."""
 
 import json
+import math
 import os
 import socket
 import subprocess
@@ -11,15 +12,19 @@ from pathlib import Path
 import programs
 import psutil
 import pytest
+import torch
 from conftest import (
-    TINY,
     TOP,
     assert_equal,
     checkpoint_of,
     flags_of,
     rows_of,
     run_script,
+    train,
 )
+from PIL import Image
+from safetensors.torch import load_file
+from torch.utils.tensorboard import SummaryWriter
 
 DCGAN = TOP / "DCGAN" / "train.py"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -41,20 +46,27 @@ class Together:
             given = flags_of(settings), None, environment, [self.said, self.said]
             self.processes.append(programs.start(script, *given))
 
-    def wait(self, path):
+    def wait(self, file):
         """Wait until a file is there."""
-        end = time.monotonic() + 90
-        while not path.exists():
-            alive = all(process.is_alive() for process in self.processes)
-            assert time.monotonic() < end and alive, self.said.read_text()
-            time.sleep(0.02)
+        if not appears(file, lambda: all(process.is_alive() for process in self.processes)):
+            self.finish(f"{file} is missing", 0)
 
-    def finish(self, code=0):
+    def finish(self, code=0, seconds=120):
         """Wait for the end of all; return what they said."""
         for process in self.processes:
-            process.join(180)
-        assert [process.exitcode for process in self.processes] == [code] * len(self.processes), self.said.read_text()
-        return self.said.read_text()
+            process.join(seconds)
+            process.kill()
+        said = self.said.read_text()
+        assert {process.exitcode for process in self.processes} == {code}, said
+        return said
+
+
+def appears(file, running):
+    """Wait until a file is there, as long as a training is running, but three minutes at most."""
+    end = time.monotonic() + 180
+    while not file.exists() and running() and time.monotonic() < end:
+        time.sleep(0.02)
+    return file.exists()
 
 
 @pytest.fixture
@@ -63,7 +75,8 @@ def two(tiny):
 
 
 def test_a_signal_to_one_stops_both_and_resuming_equals_not_having_stopped(two, tmp_path):
-    training, run = Together(DCGAN, two | {"name": "run", "max_steps": 0}), tmp_path / "runs" / "run"
+    run, endless = tmp_path / "runs" / "run", two | {"name": "run", "max_steps": 0}
+    training = Together(DCGAN, endless)
     training.wait(run / "frames" / "000004.png")
     training.processes[1].terminate()
     said, step = training.finish(143), checkpoint_of(run)["step"]
@@ -77,6 +90,21 @@ def test_a_signal_to_one_stops_both_and_resuming_equals_not_having_stopped(two, 
     assert [training.finish().count("finished") for training in trainings] == [1, 1]
     assert_equal(run.with_name("whole"), run)
     assert json.loads((run / "run.json").read_text())["processes"] == 2
+
+
+def test_processes_whose_clocks_differ_end_at_the_same_step(two, tmp_path):
+    script = tmp_path / "clocks.py"
+    script.write_text(
+        f"import os, runpy, sys, time; sys.path.insert(0, {str(DCGAN.parent)!r})\n"
+        "clock, speed = time.perf_counter, {'0': 1, '1': 7}[os.environ['RANK']]\n"
+        "time.perf_counter = lambda: speed * clock()\n"
+        f"runpy.run_path({str(DCGAN)!r}, run_name='__main__')"
+    )
+    limits = {"max_steps": 0, "max_seconds": 2.3, "name": "run"}
+    assert Together(script, two | limits).finish().count("finished") == 1
+    run = tmp_path / "runs" / "run"
+    assert checkpoint_of(run)["step"] == int(rows_of(run)[-1]["step"]) > 3
+    assert float(rows_of(run)[-1]["seconds"]) < 2.3  # the faster clock has decided
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
@@ -95,14 +123,67 @@ def test_no_thread_of_the_group_outlives_the_training(two, tmp_path):
 def test_a_process_that_dies_ends_all_with_the_reason(two, tmp_path):
     command = [*TORCHRUN, DCGAN, *flags_of(two | {"name": "run", "max_steps": 0})]
     pipes, run = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}, tmp_path / "runs" / "run"
-    training, end = subprocess.Popen(command, text=True, **pipes), time.monotonic() + 90
-    while not (run / "frames" / "000004.png").exists():
-        assert time.monotonic() < end and training.poll() is None, training.communicate()[0]
-        time.sleep(0.05)
+    training = subprocess.Popen(command, text=True, **pipes)
+    begun = appears(run / "frames" / "000004.png", lambda: training.poll() is None)
     others = psutil.Process(training.pid).children()
     others[1].kill()
-    said, _ = training.communicate(timeout=90)
+    said, _ = training.communicate(timeout=120)
+    assert begun, said
     assert training.returncode != 0
     assert "another of 2 processes has ended" in said and 'train.py", line' not in said
     assert not any(process.is_running() for process in others)
     assert checkpoint_of(run)["step"] >= 2
+
+
+# ---- The clock, and numbers that are not finite, of one process ----
+
+
+def slowed(monkeypatch, clock, seconds, place, name):
+    """Let a function take so many seconds more by the clock."""
+    function = getattr(place, name)
+
+    def slow(*args, **kwargs):
+        clock[0] += seconds
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(place, name, slow)
+
+
+def test_seconds_are_those_of_training_alone(files, tiny, monkeypatch):
+    """Not of drawing, logging and saving, nor of what goes on between two programs."""
+    clock, updates = [0.0], getattr(files.train.Config(), "n_critic", 1)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    opponent = "critic_step" if hasattr(files.train, "critic_step") else "discriminator_step"
+    for seconds, place, name in (
+        *((1.0, files.train, "generator_step"), (0.25, files.train, opponent)),
+        *((0.125, files.data.Batches, "__next__"), (1e3, torch, "save"), (1e4, os, "replace")),
+        *((1e5, Image.Image, "save"), (1e6, SummaryWriter, "add_scalar"), (1e7, os, "fsync")),
+    ):
+        slowed(monkeypatch, clock, seconds, place, name)
+    often = tiny | {"max_steps": 5, "log_every": 1, "frame_every": 1, "checkpoint_every": 3}
+    run = train(files.folder, often | {"name": "run"})
+    train(files.folder, often | {"resume": "run", "max_steps": 7})
+    step = 1 + 0.375 * updates
+    assert [float(row["seconds"]) for row in rows_of(run)] == [step * i for i in range(1, 8)]
+    assert checkpoint_of(run)["seconds"] == 7 * step and clock[0] > 1e7
+
+
+@pytest.mark.parametrize("what", ["a value", "the generator", "its opponent"])
+def test_no_checkpoint_holds_what_is_not_finite(files, tiny, monkeypatch, what):
+    step, calls, run = files.train.generator_step, [], Path(tiny["runs_dir"], "run")
+
+    def diverging(opponent, generator, *rest):
+        calls.append(1)
+        losses = step(opponent, generator, *rest) | {"more": torch.tensor(1.0)}
+        if len(calls) == 3:
+            parts = {"a value": losses["more"], "the generator": list(generator.parameters())[-1]}
+            parts["its opponent"] = list(opponent.parameters())[-1]
+            parts[what].data.fill_(-math.inf)
+        return losses
+
+    monkeypatch.setattr(files.train, "generator_step", diverging)
+    with pytest.raises(files.utils.RunError, match="diverged"):
+        train(files.folder, tiny | {"name": "run", "max_steps": 6, "log_every": 5})
+    assert checkpoint_of(run)["step"] == 2
+    saved = load_file(run / "generator.safetensors").values()
+    assert all(tensor.isfinite().all() for tensor in saved)

@@ -57,6 +57,7 @@ class RunError(Exception):
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """End the program with one line and an exit code where a traceback would help nobody."""
+    threading.excepthook = lambda _: None  # TensorBoard's thread; its errors come up here as well
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not a notebook's
             stream.reconfigure(errors="backslashreplace")  # a name may not fit the encoding
@@ -335,6 +336,16 @@ def noted_signals() -> Iterator[list[int]]:
 
 
 @contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name the file or folder that cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise RunError(f"{path} cannot be written ({reason}); earlier files are kept") from None
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Write a file under another name, and rename it once it is whole and on the disk.
 
@@ -343,15 +354,13 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """
     aside = path.with_name(f".{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "w+b") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise RunError(f"{path} cannot be written ({reason}); earlier files are kept") from None
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(aside, "w+b") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -531,7 +540,7 @@ class Run:
         hidden = None if self.is_main and sys.stderr else True  # None: shown on a terminal
         form = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{remaining} left{postfix}]"
         self.bar = tqdm(initial=self.step, disable=hidden, bar_format=form, dynamic_ncols=True)
-        with noted_signals() as signals, ExitStack() as self.open, self.bar:
+        with noted_signals() as stops, writing(self.path), ExitStack() as self.open, self.bar:
             if self.is_main:
                 self.start()
             if self.step == 0:
@@ -550,8 +559,8 @@ class Run:
                 self.seconds += time.perf_counter() - began
                 over = self.step == self.last_step or 0 < every.max_seconds <= self.seconds
                 # All processes end at the same step.
-                ends, stops = zip(*gather((over, max(signals, default=0))), strict=True)
-                self.done, stop = any(ends), max(stops)
+                ends, signals = zip(*gather((over, max(stops, default=0))), strict=True)
+                self.done, stop = any(ends), max(signals)
                 self.bar.update()
                 if log or self.done:
                     self.log()
@@ -585,7 +594,8 @@ class Run:
         if held_out := len(self.dataset.held_out):
             self.say(f"held out    {held_out:,} more, which training never sees")
         if skipped := self.dataset.skipped:
-            self.say(f"skipped     {'; '.join(skipped[:5])}{'; ...' * (len(skipped) > 5)}")
+            more = f"; {len(skipped) - 5:,} more" * (len(skipped) > 5)
+            self.say(f"skipped     {'; '.join(skipped[:5])}{more}")
         self.say(f"run         {self.path}" + f", from step {self.step}" * (self.step > 0))
         enough = math.ceil(0.3 / self.config.lr)
         if self.last_step < enough / 3 and not self.config.resume:  # images would still be gray
@@ -717,14 +727,15 @@ class Run:
             raise RunError(f"{path} cannot be read ({error})"[:300]) from None
         # As in the checkpoint, since parameters.json may have been edited. A setting that is newer
         # than the run had its default.
-        was = settings_of(type(self.config)()) | saved | {"processes": 1} | before
-        now = settings_of(self.config)
-        now |= {name: self.facts[name] for name in ("pictures", "processes")}
+        was = settings_of(type(self.config)()) | saved | {"processes": before.get("processes", 1)}
+        now = settings_of(self.config) | {"processes": processes()}
         wrong = [
             f"{name} was {was[name]} and is now {value}"
             for name, value in now.items()
             if name not in MAY_DIFFER and was[name] != value
         ]
+        if before.get("pictures") != self.facts["pictures"]:
+            wrong.append("the images are not those it was trained on")
         if done >= self.last_step:
             wrong.append(f"its {done} steps are done; raise --epochs or --max-steps")
         if 0 < self.config.max_seconds <= self.seconds:

@@ -313,7 +313,7 @@ def test_other_images_are_refused(tiny, tmp_path):
     folder = write_images(tmp_path / "images", noise_images(8, 16, 16, 3))
     train("DCGAN", tiny | {"data": folder, "name": "run", "max_steps": 2})
     Image.new("RGB", (16, 16), (99, 0, 0)).save(folder / "0.png")
-    with pytest.raises(load("DCGAN").utils.InputError, match="pictures was "):
+    with pytest.raises(load("DCGAN").utils.InputError, match="images are not those"):
         train("DCGAN", tiny | {"data": folder, "resume": "run"})
 
 

@@ -1,7 +1,9 @@
 """Animations from run folders: the command line, and write_animation."""
 
+import io
 import json
 import shutil
+from contextlib import redirect_stderr, redirect_stdout
 
 import av
 import numpy as np
@@ -19,7 +21,8 @@ FLAT = [Image.new("RGB", (101, 76), color) for color in ("firebrick", "seagreen"
 @pytest.fixture
 def top(tmp_path, monkeypatch):
     """Stand in for the repository: model folders without runs."""
-    for model in runs.MODELS:
+    runs.utils()
+    for model in (*runs.PAPERS, "A-GAN"):
         (tmp_path / model).mkdir()
         (tmp_path / model / "train.py").touch()
     monkeypatch.setattr(runs, "TOP", tmp_path)
@@ -28,16 +31,17 @@ def top(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
+def call(monkeypatch):
     def call(*argv):
-        """Run the command; return its exit code and all that it printed."""
+        """Run the command as a notebook does; return its exit code and all that it printed."""
         monkeypatch.setattr("sys.argv", ["make_gif.py", *map(str, argv)])
-        try:
-            with runs.plain_errors():
+        said = io.StringIO()  # has no `reconfigure`, as a notebook's stream
+        with redirect_stdout(said), redirect_stderr(said):
+            try:
                 code = make_gif.main() or 0
-        except SystemExit as ended:
-            code = ended.code
-        return code, "".join(capsys.readouterr())
+            except SystemExit as ended:
+                code = ended.code
+        return code, said.getvalue()
 
     return call
 

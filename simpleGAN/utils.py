@@ -343,6 +343,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """
     aside = path.with_name(f".{path.name}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(aside, "w+b") as file:
             yield file
             file.flush()

@@ -71,9 +71,9 @@ def read_settings(run: Path) -> dict[str, Any]:
 
 def images_per_step(run: Path) -> int:
     """Return how many real images one generator update of a run shows."""
-    settings = read_settings(run)
-    updates = settings.get("n_critic", settings.get("k", 1))  # of the discriminator or critic
-    return settings["batch_size"] * updates * read_facts(run).get("processes", 1)
+    facts, settings = read_facts(run), read_settings(run)
+    batches = settings.get("n_critic", settings.get("k", 1)) * facts.get("processes", 1)
+    return facts.get("images_per_step", settings["batch_size"] * batches)  # new in run.json
 
 
 def frames_of(run: Path) -> list[Path]:

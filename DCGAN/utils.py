@@ -506,6 +506,7 @@ class Run:
             "device": f"{device} ({kind})",
             "precision": config.precision,
             "processes": processes(),
+            "images_per_step": self.images_per_step,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "git_commit": git_commit(),

@@ -181,7 +181,7 @@ def write_page(runs: list[Run], out: Path, title: str, first: str = "") -> None:
             body += f"{html.escape(run.label)}<br>step {step:,}, {images:,} images</figure>"
     config = {"displayModeBar": False, "responsive": True}
     body += f"</div><h2>Curves</h2>{figure(runs).to_html(config, full_html=False)}"
-    with folders.utils().write_aside(out) as file:
+    with folders.utils().replacing(out) as file:
         file.write(PAGE.format(title=html.escape(title), body=body).encode())
 
 

@@ -143,7 +143,7 @@ def write_images(args: Namespace, images: Iterable, shape: tuple) -> np.ndarray:
         if args.each:
             Image.fromarray(image.squeeze()).save(args.each / f"{i:06d}.png")
     if args.npz:
-        with runs.utils().write_aside(args.npz) as file:
+        with runs.utils().replacing(args.npz) as file:
             np.savez(file, images=kept)
     return kept
 
@@ -212,7 +212,7 @@ def main() -> None:
                 images = np.concatenate([images, training[found]], 2)  # side by side
                 least, median = np.quantile(distances, (0, 0.5))
                 print(f"RMS distance to the nearest: least {least:.1f}, median {median:.1f} of 255")
-            with runs.utils().write_aside(args.out) as file:
+            with runs.utils().replacing(args.out) as file:
                 grid(images, args.columns, gap=8 if args.nearest else 2).save(file, "PNG")
         print("wrote", ", ".join(str(path) for path in (args.out, args.each, args.npz) if path))
 

@@ -70,7 +70,7 @@ def write_animation(
         data = encode(kind, images, times, setting, np.stack(pixels))
         if len(data) <= max_bytes:
             break
-    with runs.utils().write_aside(path) as file:
+    with runs.utils().replacing(path) as file:
         file.write(data)
     size = f"{len(kept)} frame{'s' * (len(kept) > 1)}, {len(data) / 1e6:.1f} MB"
     note = f"; --max-mb {max_mb:g} is not possible" if len(data) > max_bytes else ""

@@ -7,7 +7,6 @@ import signal
 import sys
 import threading
 from argparse import ArgumentTypeError
-from datetime import datetime
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -34,10 +33,12 @@ def utils() -> ModuleType:
 
 
 def seed(text: str) -> int:
-    """Read a seed within the bounds of train.py: the type of a flag."""
-    if text.isdecimal() and int(text) < 2**32:
-        return int(text)
-    raise ArgumentTypeError(f"must be a whole number from 0 to {2**32 - 1}, not {text!r}")
+    """Read a seed within the bounds of train.py, and in its words: the type of a flag."""
+    if int(text) < 0:
+        raise ArgumentTypeError(f"must be greater than or equal to 0, not {text}")
+    if int(text) >= 2**32:
+        raise ArgumentTypeError(f"must be less than or equal to {2**32 - 1}, not {text}")
+    return int(text)
 
 
 def heed_signals() -> None:
@@ -70,9 +71,9 @@ def read_settings(run: Path) -> dict[str, Any]:
 
 def images_per_step(run: Path) -> int:
     """Return how many real images one generator update of a run shows."""
-    settings = read_settings(run)
-    updates = settings.get("n_critic", settings.get("k", 1))  # of the discriminator or critic
-    return settings["batch_size"] * updates * read_facts(run).get("processes", 1)
+    facts, settings = read_facts(run), read_settings(run)
+    batches = settings.get("n_critic", settings.get("k", 1)) * facts.get("processes", 1)
+    return facts.get("images_per_step", settings["batch_size"] * batches)  # new in run.json
 
 
 def frames_of(run: Path) -> list[Path]:
@@ -86,10 +87,10 @@ def runs_in(folder: Path) -> list[Path]:
     found = []
     for file in (folder / "tensorboard" / "runs").glob("*/run.json"):
         try:
-            started = datetime.fromisoformat(read_facts(file.parent)["started"])
-            found.append((started.astimezone(), file.parent))  # one without a zone is local
-        except (utils().InputError, TypeError, ValueError) as error:
-            print(f"skipped {file}: {error}", file=sys.stderr)
+            read_facts(file.parent)
+            found.append((utils().started(file.parent), file.parent))
+        except utils().InputError as error:
+            print(f"skipped {error}", file=sys.stderr)
     return [run for _, run in sorted(found)]
 
 

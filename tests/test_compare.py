@@ -24,6 +24,7 @@ BROWSER = next(filter(None, map(shutil.which, ("google-chrome", "chrome", "chrom
 @pytest.fixture
 def top(tmp_path, monkeypatch):
     """Stand in for the top of the repository, with no runs."""
+    runs.utils()
     monkeypatch.setattr(runs, "TOP", tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -35,7 +36,8 @@ def make_run(top, model, name="run", folder=None, rows=50, digest="a" * 9, **set
     (run / "frames").mkdir(parents=True)
     (run.parents[2] / "train.py").touch()
     pictures = {"shape": [90, 16, 16, 3], "digest": digest}
-    facts = {"format": 1, "model": model, "started": name, "pictures": pictures}
+    started = f"2026-01-{1 + ord(name[0]) % 30:02}"
+    facts = {"format": 1, "model": model, "started": started, "pictures": pictures}
     (run / "run.json").write_text(json.dumps(facts))
     settings = dict.fromkeys(runs.SETTINGS, 8) | settings
     settings |= {"n_critic": 5} if "WGAN" in model else {}
@@ -65,7 +67,7 @@ def columns_of(run):
 @pytest.fixture
 def four(top):
     """One run of each model, two of them evaluated."""
-    made = {model: make_run(top, model) for model in runs.MODELS}
+    made = {model: make_run(top, model) for model in runs.PAPERS}
     evaluate(made["WGAN"], swd=(0.9, 0.1))
     evaluate(made["WGAN"], swd=(0.03214, 0.0123), diversity=(0.8, 1.0))
     evaluate(made["DCGAN"], swd=(0.0654, 0.0123), fid=(31.5, None))
@@ -135,10 +137,46 @@ def test_a_model_has_its_panels_and_one_color_that_the_color_blind_tell_apart(fo
     alone = compare.figure(compare.read_runs([four["WGAN-GP"]])).data[0]
     assert alone.line.color == color["WGAN-GP run"]
     assert len({line.line.dash for line in figure.data if line.name[:5] == "WGAN "}) == 2
+    here = ["simpleGAN", "DCGAN", "WGAN", "WGAN-GP", "Mine"]
+    make_run(top, "Mine")
+    others = [f"gan{i}" for i in range(19)]
+    colors = compare.colors([*others, *here])
+    assert len(set(colors.values())) == 24 and all(
+        re.fullmatch("#[0-9A-F]{6}", c) for c in colors.values()
+    )
+    assert compare.colors(["gan7"]).items() >= {name: colors[name] for name in here}.items()
+
+
+def test_whatever_a_training_logs_is_drawn(top):
+    """Columns of any names, that of the gradient's norm also by the name it had before."""
+    mine, old, new = (make_run(top, "WGAN-GP", name, rows=5) for name in ("mine", "old", "new"))
+    values = (0.7, -1.3, 2.9, 1e9, 0.11)
+    for run, names in ((mine, "value panel run model ema"), (old, "slope"), (new, "gradient_norm")):
+        rows = pd.read_csv(run / "metrics.csv").drop(columns=["loss_d", "wasserstein"])
+        rows[names.split()] = np.outer(values, range(1, 1 + len(names.split())))
+        rows.to_csv(run / "metrics.csv", index=False)
+    figure = compare.figure(compare.read_runs([mine, old, new]))
+    titles = {title.text.removeprefix("WGAN-GP: ") for title in figure.layout.annotations}
+    assert titles == {"value", "panel", "run", "model", "ema", "gradient_norm", "loss_g"}
+    assert sum(np.allclose(line.y, np.multiply(values, 3)) for line in figure.data) >= 1
+    norms = [line.xaxis for line in figure.data if np.array_equal(line.y, values)]
+    assert len(norms) >= 3 and len(set(norms)) == 2  # `value`; the other two are in one panel
+
+
+def test_in_a_narrow_terminal_each_run_has_a_row(top, monkeypatch, capsys):
+    made = [make_run(top, "WGAN", f"2026-11-29_09-40-0{i}_123", lr=i * 0.7) for i in range(3)]
+    evaluate(made[1], swd=(0.0713, 0.0211))
+    found = compare.table(compare.read_runs(made))
+    lines = compare.lay_out(found, 80).splitlines()
+    assert max(map(len, lines)) <= 80 and len(lines) < compare.lay_out(found, 60).count("\n")
+    (row,) = [line for line in lines if "0.0713 (0.0211)" in line]
+    assert row.startswith("WGAN 2026-11-29_09-40-01_123")
+    assert compare.lay_out(found, 200) == found.to_string()
 
 
 def test_the_page_fetches_nothing_and_shows_the_last_grids_as_they_are(four, top):
     four["WGAN"] = make_run(top, "WGAN", "<i>run", lr="<i>")
+    shutil.copy(four["DCGAN"] / "frames/000020.png", four["DCGAN"] / "frames/000600 (1).png")
     compare.write_page(compare.read_runs(four.values()), top / "x.html", "A <title>")
     markup = re.sub(r"<script.*?</script>", "", (top / "x.html").read_text(), flags=re.S)
     targets = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'\s>]+)""", markup)
@@ -170,7 +208,7 @@ def test_the_page_is_of_the_runs_that_were_named_each_once(top, monkeypatch, cap
         monkeypatch.setattr("sys.argv", ["compare.py", *argv])
         compare.main()
         assert f"<h1>Comparison of {title}</h1>" in (top / "compare.html").read_text()
-    assert capsys.readouterr().out.splitlines()[0].split()[:2] == ["WGAN", "b"]
+    assert re.search(r"^WGAN b +500", capsys.readouterr().out, re.M)
     assert [run.label for run in compare.read_runs([one, twin])] == ["WGAN b", f"WGAN {twin}"]
 
 
@@ -179,7 +217,7 @@ def test_the_csv_has_the_settings_and_numbers_of_each_run_in_a_row(four, top, mo
     compare.main()
     first, second = pd.read_csv(top / "x.csv").to_dict("records")
     assert (first["model"], first["run"], second["model"]) == ("DCGAN", "run", "WGAN")
-    assert (first["lr"], second["n_critic"]) == (8, 5) and np.isnan(first["n_critic"])
+    assert (first["batch_size"], second["n_critic"]) == (8, 5) and np.isnan(first["n_critic"])
     assert (first["fid"], second["swd"], second["swd_floor"]) == (31.5, 0.03214, 0.0123)
     assert (second["step"], second["images"], second["seconds"]) == (500, 20000, 125)
 
@@ -187,16 +225,19 @@ def test_the_csv_has_the_settings_and_numbers_of_each_run_in_a_row(four, top, mo
 @pytest.mark.parametrize("file", ["metrics.csv", "evaluation.jsonl"])
 def test_damaged_files_are_named(top, file):
     run = make_run(top, "WGAN")
-    (run / file).write_text('{"step": 5, "metr\n')
-    with pytest.raises(runs.InputError, match=file):
-        compare.read_runs([run])
+    as_by_a_spreadsheet = (run / "metrics.csv").read_text().replace(",", ";").replace(".", ",")
+    for text in ('{"step": 5, "metr\n', as_by_a_spreadsheet, "step,images\n1,2\n"):
+        (run / file).write_text(text)
+        with pytest.raises(runs.utils().InputError, match=file):
+            compare.read_runs([run])
 
 
 PROBE = """<script>onload = () => {
   const plot = document.querySelector(".js-plotly-plot"), x = () => plot._fullData[0].x[49];
   const images = x(), lines = plot.querySelectorAll(".scatterlayer .trace").length;
   plot.querySelectorAll(".updatemenu-button")[2].dispatchEvent(new MouseEvent("click"));
-  document.title = [images, x(), lines, document.documentElement.scrollWidth > innerWidth];
+  const y = plot._fullLayout.yaxis, up = y.c2p(0.3) < y.c2p(-0.2);
+  document.title = [images, x(), lines, document.documentElement.scrollWidth > innerWidth, up];
 };</script>"""
 
 
@@ -208,5 +249,5 @@ def test_the_page_in_a_browser(four, top):
     flags += f" --window-size=600,800 --virtual-time-budget=9000 --user-data-dir={top}/profile"
     command = [BROWSER, *flags.split(), (top / "x.html").as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    # The last row against images, then steps; two lines for each of 14 curves; nothing too wide.
-    assert "<title>4000,500,28,false</title>" in done.stdout and "CONSOLE" not in done.stderr
+    # The last row against images, then steps; two lines for each of 14 curves; fits; up is up.
+    assert "<title>4000,500,28,false,true</title>" in done.stdout and "CONSOLE" not in done.stderr

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import weakref
 from itertools import islice
 from pathlib import Path
 
@@ -19,13 +18,17 @@ import runs
 
 
 def weights_file(folder, size=16, channels=3, width=4, model="DCGAN"):
-    """Write a generator, of z_dim 8, whose images differ from each other; return its file."""
+    """Write a generator, of z_dim 8, whose images differ from each other; return its file.
+
+    `model` is one of this repository, or the path of another model folder.
+    """
     arguments = {"z_dim": 8, "image_size": size, "channels": channels, "width": width}
     torch.manual_seed(0)
     generator = runs.load_file_of(model, "model").Generator(**arguments)
     for _ in range(50):
         generator(3 * torch.randn(16, 8) + 1)  # running means far from those of a batch
     generator.layers[-2].weight.data *= 20
+    model = Path(model).name
     about = {"format": 1, "model": model, "step": 7, "arguments": arguments}
     state = {name: value.contiguous() for name, value in generator.state_dict().items()}
     save_file(state, folder / f"{model}.safetensors", {"about": json.dumps(about)})
@@ -131,37 +134,31 @@ def test_files_are_replaced_only_by_whole_ones(weights, call, tmp_path, monkeypa
     monkeypatch.setattr(generate, "draw", interrupted)
     for name in ("x.png", "x.npz"):
         Path(tmp_path, name).write_text("precious")
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit):
         call(weights, "--num", 40, "--out", "x.png", "--npz", "x.npz")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["precious"] * 2
 
 
-def test_images_are_written_as_they_come(weights, call, monkeypatch):
-    """50,000 of them would not fit into memory."""
-    drawn = []
-
-    def draw(*_):
-        for _ in range(5):
-            batch = np.zeros((32, 16, 16, 3), np.uint8)
-            drawn.append(weakref.ref(batch))
-            yield batch
-            del batch
-            assert sum(array() is not None for array in drawn) <= 1
-
-    monkeypatch.setattr(generate, "draw", draw)
-    call(weights, "--num", 160, "--npz", "x.npz", "--each", "each")
-    assert len(drawn) == 5 and np.load("x.npz")["images"].shape == (160, 16, 16, 3)
-
-
 def test_a_walk_takes_equal_steps_on_great_circles_and_closes():
-    points = torch.tensor([[0.0, 1, 0], [2, 0, 0], [8**0.5, -(8**0.5), 0]])  # at 0, 90, 135 degrees
-    angle = torch.tensor([0, 45, 90, 135, 90, 45]).deg2rad()  # the last leg has 135 degrees
-    length = torch.tensor([1, 1.5, 2, 4, 3, 2])
-    expected = torch.stack([angle.sin() * length, angle.cos() * length, 0 * length], 1)
-    z = generate.round_trip(points, 6)
-    torch.testing.assert_close(z, expected, atol=1e-6, rtol=0)
-    one = generate.round_trip(torch.tensor([[1.0], [2.0], [-1.0]]), 30)  # no circle in 1 dimension
-    assert one.isfinite().all() and one.abs().max() <= 2
+    """Each point is turned towards the next in the plane of the two, at constant speed."""
+    points = torch.randn(4, 5, generator=torch.Generator().manual_seed(7)).double()
+    legs, expected = [], []
+    for start, end in zip(points, points.roll(-1, 0), strict=True):
+        ahead = end - start * (end @ start) / (start @ start)  # at right angles to the start
+        turn = torch.atan2(end @ ahead / ahead.norm(), end @ start / start.norm())
+        legs.append((start / start.norm(), ahead / ahead.norm(), turn, start.norm(), end.norm()))
+    for i in range(23):
+        angle = i / 23 * sum(leg[2] for leg in legs)
+        leg = 0
+        while angle >= legs[leg][2]:
+            angle, leg = angle - legs[leg][2], leg + 1
+        start, ahead, turn, length, to = legs[leg]
+        length = length + (to - length) * angle / turn
+        expected.append(length * (angle.cos() * start + angle.sin() * ahead))
+    z = generate.round_trip(points.float(), 23)
+    torch.testing.assert_close(z, torch.stack(expected).float(), atol=1e-5, rtol=0)
+    one = generate.round_trip(torch.tensor([[1.3], [2.1], [-0.7]]), 31)  # there is no circle
+    assert one.isfinite().all() and one.abs().max() <= 2.11
 
 
 def test_the_frames_of_a_walk_are_images_along_the_way(weights, call, monkeypatch):
@@ -197,19 +194,25 @@ def test_the_nearest_is_found_in_whichever_part_it_lies():
     assert generate.nearest(images, training)[0].tolist() == [0, 700, 341, 999]
 
 
-def test_a_copied_folder_of_any_name_has_runs_and_weights(call, tmp_path, capsys):
-    file = weights_file(tmp_path, model="WGAN-GP")
-    call(file, "--num", 30, "--each", "images")
+def test_a_folder_that_was_copied_renamed_and_changed_has_runs_and_weights(call, tmp_path, capsys):
     shutil.copytree(runs.TOP / "WGAN-GP", "my-gan", ignore=shutil.ignore_patterns("data", "tens*"))
+    code = Path("my-gan/model.py").read_text()
+    more = "nn.Identity(), nn.ReLU(inplace=True),"
+    Path("my-gan/model.py").write_text(code.replace("nn.ReLU(inplace=True),", more))
+    file, mine = weights_file(tmp_path, model=tmp_path / "my-gan"), ("--model-dir", "my-gan")
+    call(file, "--num", 30, "--each", "images", *mine)
     flags = "--data images --hold-out 10 --image-size 16 --batch-size 8 --max-steps 2"
     assert run_script(Path("my-gan/train.py"), *flags.split()).returncode == 0
     run = next(Path("my-gan/tensorboard/runs").iterdir())
     for source in ("my-gan", run, run / "generator.safetensors"):
-        call(source, "--out", "x.png")
-        assert "WGAN-GP, step 2\n" in capsys.readouterr().out
+        call(source, "--out", "x.png", *mine)
+        assert ", step 2\n" in capsys.readouterr().out
+        with pytest.raises(SystemExit):  # its code is not run unless it is asked for
+            call(source)
     shutil.copy(file, run / "generator.safetensors")  # it has learned the 30 images by heart
-    call("my-gan", "--nearest", "--num", 45, "--npz", "x.npz")
-    images, (training, _) = np.load("x.npz")["images"], runs.load_images(run)
+    call("my-gan", "--nearest", "--num", 45, "--npz", "x.npz", *mine)
+    images = np.load("x.npz")["images"]
+    training, _ = runs.load_images(run, model_dir=Path("my-gan"))
     found, distances = generate.nearest(images, training)
     nearest = training[found]
     middle = np.sort(distances)[22]
@@ -225,7 +228,8 @@ def test_a_copied_folder_of_any_name_has_runs_and_weights(call, tmp_path, capsys
         ("W --nearest", "--nearest: "),
         ("W --num 0", "--num 0: must be at least 1"),
         ("W --walk 1", "--walk 1: must be at least 2"),
-        ("W --seed 4294967296", "--seed 4294967296: must be at most 4294967295"),
+        ("W --seed 2.5", "--seed: invalid"),
+        ("W --model-dir full", "full: there is no model.py in it"),
         ("W --walk 3 --fps 51", "--fps 51.0: must be from 1 to 50"),
         ("W --walk 3 --max-mb nan", "--max-mb nan: must be at least 0.1"),
         ("W --walk 3 --npz x.npz", "--walk cannot be combined with"),
@@ -237,12 +241,23 @@ def test_a_copied_folder_of_any_name_has_runs_and_weights(call, tmp_path, capsys
 )
 def test_bad_input_is_one_line(weights, call, tmp_path, capsys, argv, complaint):
     Path("full").mkdir()
-    with pytest.raises(SystemExit) as stopped, runs.plain_errors():
+    with pytest.raises(SystemExit) as stopped:
         call(*(weights if word == "W" else word for word in argv.split()))
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and error.count("\n") == 1
     assert error.startswith("generate.py: error: ") and complaint in error
     assert list(tmp_path.rglob("*")) == [tmp_path / "full"]
+
+
+@pytest.mark.parametrize("seed", ["4294967296", "-1"])
+def test_a_seed_is_refused_in_the_words_of_training(seed, weights, call, capsys):
+    config = runs.load_file_of("WGAN", "train").Config
+    with pytest.raises(runs.utils().InputError, match=r"^--seed: must be ") as refused:
+        runs.utils().parse_config(config, ["--seed", seed])
+    with pytest.raises(SystemExit):
+        call(weights, "--seed", seed)
+    assert str(refused.value) in capsys.readouterr().err
+    call(weights, "--seed", 4294967295, "--num", 1)
 
 
 def test_the_examples_of_the_help_are_understood():

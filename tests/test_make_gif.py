@@ -1,7 +1,9 @@
 """Animations from run folders: the command line, and write_animation."""
 
+import io
 import json
 import shutil
+from contextlib import redirect_stderr, redirect_stdout
 
 import av
 import numpy as np
@@ -19,7 +21,8 @@ FLAT = [Image.new("RGB", (101, 76), color) for color in ("firebrick", "seagreen"
 @pytest.fixture
 def top(tmp_path, monkeypatch):
     """Stand in for the repository: model folders without runs."""
-    for model in runs.MODELS:
+    runs.utils()
+    for model in (*runs.PAPERS, "A-GAN"):
         (tmp_path / model).mkdir()
         (tmp_path / model / "train.py").touch()
     monkeypatch.setattr(runs, "TOP", tmp_path)
@@ -28,16 +31,17 @@ def top(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
+def call(monkeypatch):
     def call(*argv):
-        """Run the command; return its exit code and all that it printed."""
+        """Run the command as a notebook does; return its exit code and all that it printed."""
         monkeypatch.setattr("sys.argv", ["make_gif.py", *map(str, argv)])
-        try:
-            with runs.plain_errors():
+        said = io.StringIO()  # has no `reconfigure`, as a notebook's stream
+        with redirect_stdout(said), redirect_stderr(said):
+            try:
                 code = make_gif.main() or 0
-        except SystemExit as ended:
-            code = ended.code
-        return code, "".join(capsys.readouterr())
+            except SystemExit as ended:
+                code = ended.code
+        return code, said.getvalue()
 
     return call
 
@@ -71,7 +75,7 @@ def test_bare_it_draws_each_models_newest_run_into_the_run(top, call):
     before = set(top.rglob("*"))
     assert call()[0] == 0
     assert set(top.rglob("*")) - before == {newest / "samples.gif"}
-    assert list(frames_of(newest / "samples.gif"))[1] == [1000, 100, 100, 100, 2000]
+    assert list(frames_of(newest / "samples.gif"))[1] == [500, 1000, 100, 100, 100, 2000]
     assert call("--side-by-side")[0] == 0 and (newest / "side-by-side.gif").exists()
 
 
@@ -80,7 +84,8 @@ def test_a_frame_is_enlarged_by_a_whole_factor_under_its_step(top, call):
     grid = np.random.default_rng(0).integers(0, 256, (12, 15, 3), np.uint8)
     for frame in (run / "frames").iterdir():
         Image.fromarray(grid).save(frame)
-    assert call(run)[0] == 0
+    (run / "frames" / "000700 (1).png").write_text("a copy that a file manager has made")
+    assert call(run, "--no-poster")[0] == 0
     frames, durations = frames_of(run / "samples.gif")
     assert durations == [1000, 2000]
     for frame, label in zip(frames, ("WGAN-GP   step 0", "WGAN-GP   step 1,500"), strict=True):
@@ -94,11 +99,11 @@ def test_every_kth_frame_and_the_last_are_drawn(top, call):
     make_run(top / "DCGAN", range(0, 90, 10), "named")
     assert call("named", "--every", 3, "--fps", 25, "--out", "new/x.gif")[0] == 0
     frames, durations = frames_of(top / "new" / "x.gif")
-    assert [round(frame[-1, -1, 0] / 10) for frame in frames] == [0, 3, 6, 8]
-    assert durations == [1000, 40, 40, 2000]
+    assert [round(frame[-1, -1, 0] / 10) for frame in frames] == [8, 0, 3, 6, 8]
+    assert durations == [500, 1000, 40, 40, 2000]
     assert "--max-mb 0.001 is not possible" in call("named", "--max-mb", 0.001)[1]
     many = make_run(top / "DCGAN", range(249), "many")
-    assert call(many)[0] == 0
+    assert call(many, "--no-poster")[0] == 0
     frames, _ = frames_of(many / "samples.gif")
     shown = [frame[-1, -1, 0] for frame in frames]
     np.testing.assert_allclose(shown, [*range(0, 248, 3), 248], atol=4)  # at most 100
@@ -110,15 +115,22 @@ def test_side_by_side_shows_the_runs_after_the_same_number_of_images(top, call):
     assert call(wgan, dcgan, "--side-by-side", "--out", "x.gif")[0] == 0
     frames, _ = frames_of(top / "x.gif")
     at = [(frame[-1, 0, 0], frame[-1, -1, 0]) for frame in frames]
-    assert at == [(0, 0), (0, 10), (0, 20), (5, 20), (5, 30), (10, 30)]
+    assert at == [(30, 10), (0, 0), (10, 0), (20, 0), (20, 5), (30, 5), (30, 10)]
     assert frames[0].shape[1] == 500 + 8 + 500  # the small grid is enlarged to the other's size
     strip = np.asarray(label_strip(500, "DCGAN   1,920 images, step 30"))
-    np.testing.assert_allclose(frames[-1][: len(strip), 508:], strip, atol=40)
-    slow, fast = (make_run(top / "WGAN", [0], name) for name in ("slow", "fast"))
-    assert call(slow, fast, dcgan, "--side-by-side", "--out", "y.gif")[0] == 0
+    np.testing.assert_allclose(frames[-1][: len(strip), :500], strip, atol=40)
+
+
+def test_side_by_side_models_come_in_the_order_of_their_papers(top, call):
+    slow, fast = (make_run(top / "WGAN", [6], name) for name in ("slow", "fast"))
+    others = [make_run(top / name, [0]) for name in ("A-GAN", "WGAN-GP", "DCGAN", "simpleGAN")]
+    assert call(slow, *others, fast, "--side-by-side", "--no-poster", "--out", "y.gif")[0] == 0
     frames, _ = frames_of(top / "y.gif")
-    for i, name in enumerate(("WGAN slow", "WGAN fast", "DCGAN")):
-        strip = np.asarray(label_strip(400, f"{name}   0 images, step 0"))
+    names = ("simpleGAN", "DCGAN", "WGAN slow", "WGAN fast", "WGAN-GP", "A-GAN")
+    steps = [6 * ("WGAN " in name) for name in names]  # the first frame of those that have no 0
+    for i, name in enumerate(names):
+        label = f"{name}   {64 * steps[i]:,} images, step {steps[i]}"
+        strip = np.asarray(label_strip(400, label))
         np.testing.assert_allclose(frames[0][: len(strip), 408 * i :][:, :400], strip, atol=40)
 
 

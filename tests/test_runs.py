@@ -131,7 +131,8 @@ def test_frames_are_what_the_training_writes_in_order_of_steps(tmp_path):
 def test_images_of_a_step_count_every_update_and_process(tmp_path):
     for i, settings, processes in ((210, {"n_critic": 5}, 6), (21, {"k": 3}, 1), (14, {}, 2)):
         run = write_run(tmp_path / str(i), settings, processes=processes)
-        assert runs.images_per_step(run) == i
+        assert runs.images_per_step(run) == i  # of an earlier run
+    assert runs.images_per_step(write_run(tmp_path / "new", {"k": 3}, images_per_step=66)) == 66
 
 
 def test_a_generator_is_rebuilt_by_its_own_folder_and_never_by_a_strangers(top, monkeypatch):

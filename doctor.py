@@ -15,7 +15,7 @@ import math
 import os
 import shlex
 import subprocess
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
 from inspect import getdoc
 from itertools import islice
 from pathlib import Path
@@ -255,7 +255,7 @@ def report(run: Path) -> str:
 
 def main() -> None:
     """Report on the runs that the command line names."""
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = ArgumentParser(None, SUPPRESS, __doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="path or name of a run, or a model")
     arguments = parser.parse_args()
     with runs.utils().plain_errors():

@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import json
 import platform
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
@@ -347,7 +347,7 @@ def report(target: Path, row: dict) -> None:
 
 def parse_arguments(argv: list[str] | None = None) -> Namespace:
     """Read the command line."""
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = ArgumentParser(None, SUPPRESS, __doc__, formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="path or name of a run, a model, or weights")
     add("--num", type=int, default=2500, help="maximum images per set (default: 2500)")

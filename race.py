@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from datetime import datetime, timedelta, timezone
 from html import escape
 from importlib.metadata import version
@@ -42,7 +42,7 @@ TRIAL = 3  # seconds of training in which a model's speed is measured, or a tent
 
 def parse_arguments(argv: list[str] | None = None) -> Namespace:
     """Read the command line."""
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = ArgumentParser(None, SUPPRESS, __doc__, formatter_class=RawDescriptionHelpFormatter)
     add, models = parser.add_argument, folders.models()
     add("--seconds", type=float, default=0.0, help="training time of each run; this or --images")
     add("--images", type=int, default=0, help="real images that each run is shown")

@@ -23,6 +23,7 @@ noise added, so the figure shows the critic that each paper asks for.
 import json
 import shutil
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 import numpy as np
@@ -338,7 +339,7 @@ def main() -> None:
     made |= {"celeba": draw_celeba, "table": print_runs, "race": print_race}
     made |= {"waiting": print_waiting, "precision": print_precision, "peers": print_peers}
     kept = {"record": record, "weights": halve_weights}
-    parser = runs.command_line(__doc__)
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=[*made, *kept])
     parser.add_argument("run", nargs="?", type=Path, help="folder of a run, for record and weights")
     arguments = parser.parse_args()

@@ -1,32 +1,35 @@
 """Say in plain words what is wrong with a run: the evidence, what to try, and a source.
 
 It reads the curves, draws samples with the saved generator, and compares them with the training
-images. It changes nothing in the run folder, and works while the training is going on.
+images. It changes nothing in the run folder, and works while the training is going on. A run whose
+losses or columns it does not know is judged by the rest.
 
 Examples:
     python doctor.py            the newest run of every model
     python doctor.py WGAN-GP    the newest run of one model; or any run by its name or path
 
-The thresholds lie between what was measured in healthy runs and in runs made sick on purpose.
+The thresholds lie between what was measured in healthy and in deliberately broken runs.
 """
 
 import math
 import os
 import shlex
 import subprocess
-from argparse import ArgumentParser, RawTextHelpFormatter
+from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
 from inspect import getdoc
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 import runs
 from compare import read_runs
 from generate import batch_size, draw, noise
 
 OTHER_MODEL = "Train the WGAN-GP on the same images: a critic that is right still gives gradients"
+FEW_IMAGES = 300  # below this number, images of one kind are soon known by heart
 
 
 class Finding(NamedTuple):
@@ -39,36 +42,52 @@ class Finding(NamedTuple):
     source: str
 
 
+class Unjudged(Exception):
+    """Why a check says nothing about a run."""
+
+
 class Run:
     """What a run folder holds."""
 
     def __init__(self, path: Path) -> None:
         (known,) = read_runs([path])
-        self.path, self.facts, self.settings, self.rows = (
-            path,
-            known.facts,
-            known.settings,
-            known.rows,
-        )
-        self.count, self.lr = self.facts["pictures"]["shape"][0], self.settings["lr"]
+        self.path, self.model, self.rows = path, known.model, known.rows
+        self.facts, self.settings = known.facts, known.settings
+        self.count, self.lr = self.facts["pictures"]["shape"][0], self.settings.get("lr", math.inf)
         self.step = int(max(self.rows["step"], default=0))
         self.largest_lr = max([self.lr, *self.facts.get("lr_until_step", {}).values()])
         # lr * steps is how far a weight can move. A simple GAN draws a single face until 0.07.
         self.least_steps = math.ceil(round(0.1 / self.largest_lr, 6))
 
-    def last(self, column: str) -> float:
-        """Return the median of the last quarter of a column, of three rows at least."""
+    def end_of(self, *columns: str) -> pd.DataFrame:
+        """Return the last quarter of some columns, three rows at least."""
         self.require(self.step)
-        count = len(self.rows["step"])
+        count = len(self.rows)
+        if missing := [name for name in columns if name not in self.rows]:
+            raise Unjudged(f"metrics.csv has no {', '.join(missing)}")
         if count < 4:
-            raise runs.InputError(f"metrics.csv has {count} of the 4 rows needed")
-        return self.rows[column].tail(max(3, round(count / 4))).median()
+            raise Unjudged(f"metrics.csv has {count} of the 4 rows needed")
+        return self.rows[[*columns]].tail(max(3, round(count / 4)))
+
+    def last(self, column: str) -> float:
+        """Return the median of the end of a column."""
+        return self.end_of(column)[column].median()
 
     def require(self, step: int) -> None:
-        """Raise InputError if a step is too early to judge."""
+        """Raise Unjudged if a step is too early to judge."""
         if step < self.least_steps:
             needed = f"{self.least_steps:,} needed at lr {self.largest_lr:g}"
-            raise runs.InputError(f"step {step:,} of {needed}")
+            raise Unjudged(f"step {step:,} of {needed}")
+
+    def require_cross_entropy(self) -> None:
+        """Raise Unjudged if the losses are others, hinge or least squares for example.
+
+        By Jensen's inequality -log D(x) is on average at least -log of the average of D(x).
+        """
+        end = self.end_of("loss_d", "d_real", "d_fake")  # the last two are averages
+        least = -np.log((end["d_real"] * (1 - end["d_fake"])).clip(1e-6))
+        if end["loss_d"].mean() < 0.98 * least.mean():
+            raise Unjudged("loss_d is not the cross-entropy of d_real and d_fake")
 
     def flags(self, **wanted: Any) -> list[str]:
         """Return flags for the settings that this model has and that are not as wanted."""
@@ -93,7 +112,7 @@ def spread(images: np.ndarray) -> tuple[float, float]:
 
 
 # ---- Checks: each returns evidence, none if there is no problem, and advice ----
-# Its docstring is what the report says. InputError says why it cannot be judged.
+# Its docstring is what the report says. Unjudged says why it cannot be judged.
 
 
 def diverged(run: Run) -> tuple[list[str], list[str]]:
@@ -104,8 +123,11 @@ def diverged(run: Run) -> tuple[list[str], list[str]]:
     log, beta1 = run.path / "train.log", run.settings.get("beta1", 0)
     last = log.read_text("utf-8", "replace").strip().split("\n")[-1] if log.is_file() else ""
     evidence = [last.removeprefix("error").strip()] if "diverged" in last else []
-    # healthy: 10; discriminator has won: 300; diverged: 2e3 to 1e18
-    evidence = evidence or crossed("loss_g", run.last("loss_g"), "above", 1000)
+    if not evidence:
+        if "wasserstein" not in run.rows:
+            run.require_cross_entropy()
+        # healthy: 10; discriminator has won: 300; diverged: 2e3 to 1e18
+        evidence = crossed("loss_g", run.last("loss_g"), "above", 1000)
     return evidence, run.flags(lr=min(run.lr / 4, 2e-4), beta1=min(0.5, beta1))
 
 
@@ -114,11 +136,14 @@ def too_short(run: Run) -> tuple[list[str], list[str]]:
 
     The runs in results/ took about three times as many steps as this, for their lr, or more.
     """
+    if run.model not in runs.PAPERS:
+        raise Unjudged(f"how many steps a {run.model} takes is not known")
     if not run.facts.get("finished"):
         run.require(run.step)
     batch = run.settings["batch_size"] * run.facts.get("processes", 1)
-    epochs = math.ceil(3 * run.least_steps / (run.count // batch))
-    advice = run.flags(epochs=max(epochs, run.settings["epochs"]), max_steps=0, max_seconds=0)
+    epochs = math.ceil(3 * run.least_steps / max(1, run.count // batch))
+    epochs = max(epochs, run.settings.get("epochs", 0))
+    advice = run.flags(epochs=epochs, max_steps=0, max_seconds=0)
     return crossed(f"steps at lr {run.largest_lr:g}", run.step, "below", run.least_steps), advice
 
 
@@ -128,11 +153,12 @@ def discriminator_has_won(run: Run) -> tuple[list[str], list[str]]:
     Arjovsky and Bottou, arXiv:1701.04862, theorem 2.4: gradients vanish as it nears its best.
     """
     if run.settings.get("minimax"):
-        raise runs.InputError("with --minimax the losses do not show it")
+        raise Unjudged("with --minimax the losses do not show it")
+    run.require_cross_entropy()
     sure = crossed("loss_d", run.last("loss_d"), "below", 0.05)  # 1.39 if it guesses; won: 0.01
     fakes = crossed("loss_g", run.last("loss_g"), "above", 7)  # healthy: 6.8; won: 7.4 and more
-    dropout = max(0.5, run.settings.get("dropout", 0.5))
-    r1, half = run.settings.get("r1") or 1.0, max(1, run.settings["d_width"] // 2)
+    dropout, r1 = max(0.5, run.settings.get("dropout", 0.5)), run.settings.get("r1") or 1.0
+    half = max(1, run.settings.get("d_width", 1) // 2)
     advice = run.flags(k=1, r1=r1, d_width=half, dropout=dropout)
     return sure and fakes and sure + fakes, [*advice, OTHER_MODEL]
 
@@ -142,13 +168,16 @@ def generator_has_collapsed(run: Run) -> tuple[list[str], list[str]]:
 
     Salimans et al., arXiv:1606.03498, section 3.2; Arora and Zhang, arXiv:1706.08224.
     """
-    generator, about = runs.load_generator(run.path)
+    try:
+        generator, about = runs.load_generator(run.path)
+        trained, _ = runs.load_images(run.path, more_faces=0)
+    except runs.utils().InputError as error:
+        raise Unjudged(str(error)) from None
     run.require(about["step"])
-    zs = islice(noise(0, about["arguments"]["z_dim"]), 256)
-    drawn = list(draw(generator, zs, batch_size(about["arguments"]["image_size"])))
-    trained, _ = runs.load_images(run.path, more_faces=0)
+    zs = islice(noise(0, about["z_dim"]), 256)
+    drawn = np.concatenate(list(draw(generator, zs, batch_size(about["image_size"]))))
     real = trained[np.random.default_rng(0).permutation(len(trained))[:256]]
-    (mean, near), (real_mean, real_near) = spread(np.concatenate(drawn)), spread(real)
+    (mean, near), (real_mean, real_near) = spread(drawn), spread(real)
     # healthy: 0.38 and more; a single face: 0.25
     evidence = crossed("variety / that of real images", mean / real_mean, "below", 0.3)
     if not evidence and len(real) == 256:  # the nearest of fewer are farther away
@@ -161,13 +190,16 @@ def generator_has_collapsed(run: Run) -> tuple[list[str], list[str]]:
 
 
 def penalty_does_not_hold(run: Run) -> tuple[list[str], list[str]]:
-    """The critic's slopes are far from 1, so its estimate is not a distance.
+    """The norms of the critic's gradients are far from 1, so its estimate is not a distance.
 
     WGAN-GP, arXiv:1704.00028, proposition 1 and section 4.
     """
     off = math.sqrt(run.last("penalty"))  # healthy: up to 0.65; lambda 1: 1; lambda 0.1: 9
+    evidence = crossed("root of penalty", off, "above", 0.7)
+    name = "slope" if "slope" in run.rows else "gradient_norm"  # as runs before called it
+    evidence += [f"{name} = {run.last(name):,.4g}"] * bool(evidence and name in run.rows)
     advice = run.flags(lambda_gp=max(10.0, run.settings["lambda_gp"]), beta1=0.0, lr=run.lr / 4)
-    return crossed("root of penalty", off, "above", 0.7), advice
+    return evidence, advice
 
 
 def clamp_is_saturated(run: Run) -> tuple[list[str], list[str]]:
@@ -180,25 +212,17 @@ def clamp_is_saturated(run: Run) -> tuple[list[str], list[str]]:
     return evidence, [*run.flags(clip_value=bound, lr=min(run.lr, bound / 200)), OTHER_MODEL]
 
 
-def few_images(run: Run) -> tuple[list[str], list[str]]:
-    """The discriminator soon knows them by heart, and then tells the generator little.
-
-    ADA, arXiv:2006.06676, section 2: a few thousand are enough, with its augmentation.
-    """
-    advice = run.flags(d_width=max(1, run.settings["d_width"] // 2))
-    return crossed("training images", run.count, "below", 2000), ["Add images", *advice]
-
-
 def examine(path: Path) -> tuple[list[Finding], dict[str, str]]:
     """Return what is wrong with a run, and why it could not be judged, by the name of a check."""
     run, found, unjudged = Run(path), [], {}
-    of_model = {"WGAN": clamp_is_saturated, "WGAN-GP": penalty_does_not_hold}
-    of_model = of_model.get(run.facts["model"], discriminator_has_won)
-    for check in (diverged, too_short, of_model, generator_has_collapsed, few_images):
+    checks = [diverged, too_short, generator_has_collapsed, discriminator_has_won]
+    of_setting = {"clip_value": clamp_is_saturated, "lambda_gp": penalty_does_not_hold}
+    checks[3:] = [c for name, c in of_setting.items() if name in run.settings] or checks[3:]
+    for check in checks:
         name, (summary, source) = check.__name__.replace("_", " "), getdoc(check).split("\n\n")
         try:
             evidence, advice = check(run)
-        except runs.InputError as error:
+        except Unjudged as error:
             unjudged[name] = str(error)
         else:
             found += [Finding(name, summary, evidence, advice, source)] if evidence else []
@@ -207,33 +231,36 @@ def examine(path: Path) -> tuple[list[Finding], dict[str, str]]:
 
 def report(run: Path) -> str:
     """Say what is wrong with a run, and what could not be judged."""
-    (found, unjudged), model, here = examine(run), runs.read_facts(run)["model"], run.resolve()
-    lines = [f"{model} {here.name}: {run}"]
+    (found, unjudged), facts, here = examine(run), runs.read_facts(run), run.resolve()
+    lines = [f"{facts['model']} {here.name}: {run}"]
     for finding in found:
         lines += ["", f"{finding.name.capitalize()}: {finding.summary}"]
         lines += [f"   evidence  {text}" for text in finding.evidence]
         lines += [f"   try       {text}" for text in finding.advice]
         lines += [f"   source    {finding.source}"]
     if found:
-        home, file = runs.TOP / model, here / "parameters.json"
+        home = runs.TOP / facts["model"]
         if here.parts[-3:-1] == ("tensorboard", "runs"):  # in a model's folder, maybe a copy
             home = here.parents[2]
         join = shlex.join if os.name == "posix" else subprocess.list2cmdline
-        again = join(map(str, ["python", home / "train.py", "--config", file]))
-        lines += ["", f"To train again, with flags to try: {again} ...", ""]
+        again = ["python", home / "train.py", "--config", here / "parameters.json"]
+        lines += ["", f"To train again, with flags to try: {join(map(str, again))} ...", ""]
     else:
         lines += ["", "No problems found" + " in what could be judged" * bool(unjudged) + "."]
+    if (count := facts["pictures"]["shape"][0]) < FEW_IMAGES:
+        lines += [f"Remark: {count} training images are few; expect little variety."]
     lines += [f"Not judged: {name}: {reason}." for name, reason in unjudged.items()]
     return "\n".join(lines)
 
 
 def main() -> None:
     """Report on the runs that the command line names."""
-    parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)
+    parser = ArgumentParser(None, SUPPRESS, __doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="path or name of a run, or a model")
-    print("\n\n".join(map(report, runs.find_runs(parser.parse_args().runs))))
+    arguments = parser.parse_args()
+    with runs.utils().plain_errors():
+        print("\n\n".join(map(report, runs.find_runs(arguments.runs))))
 
 
 if __name__ == "__main__":
-    with runs.plain_errors():
-        main()
+    main()

@@ -14,7 +14,6 @@ Examples:
     python race.py --images 200000 --models WGAN WGAN-GP --width 64
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -22,7 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import datetime, timedelta
+from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from datetime import datetime, timedelta, timezone
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
@@ -32,26 +32,22 @@ from tqdm import tqdm
 
 import runs as folders
 from compare import numbers_of, read_runs, show, write_page
-from runs import MODELS, TOP, InputError
+from runs import TOP
 
 NAMED = ("faces", "mnist", "fashion-mnist", "cifar10", "celeba")  # any other --data is a path
 EQUAL = ("data", "hold_out", "image_size", "batch_size", "device")  # by the same name in train.py
 EVERY = {"log": 150, "frame": 60, "checkpoint": 10}  # about so many in each run
+TRIAL = 3  # seconds of training in which a model's speed is measured, or a tenth of the budget
 
 
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line.
-
-    Raises:
-        InputError: The settings do not make a race.
-    """
-    style = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
-    add = parser.add_argument
+def parse_arguments(argv: list[str] | None = None) -> Namespace:
+    """Read the command line."""
+    parser = ArgumentParser(None, SUPPRESS, __doc__, formatter_class=RawDescriptionHelpFormatter)
+    add, models = parser.add_argument, folders.models()
     add("--seconds", type=float, default=0.0, help="training time of each run; this or --images")
     add("--images", type=int, default=0, help="real images that each run is shown")
     add("--seeds", type=int, default=3, help="runs of each model (default: 3)")
-    add("--models", nargs="+", choices=MODELS, default=MODELS, metavar="MODEL", help="default: all")
+    add("--models", nargs="+", choices=models, default=models, metavar="MODEL", help="default: all")
     add("--data", default="faces", help=f"{', '.join(NAMED)}, a folder or a zip (default: faces)")
     add("--data-dir", default=TOP / "race" / "data", help="for downloads and decoded images")
     add("--hold-out", type=int, default=1000, help="images kept for evaluation (default: 1000)")
@@ -59,65 +55,75 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--width", type=int, default=32, help="--g-width and --d-width of all (default: 32)")
     add("--batch-size", type=int, default=64, help="default: 64")
     add("--device", default="auto", help="as for train.py (default: auto)")
-    add("--num", type=int, default=2500, help="most images in an evaluation (default: 2500)")
+    add("--num", type=int, default=2500, help="maximum images per evaluation (default: 2500)")
     add("--name", default="", help="folder in race/ (default: data and budget)")
     race = parser.parse_args(argv)
     if (race.seconds > 0) == (race.images > 0) or race.seeds < 1:
-        raise InputError("a race needs --seconds or --images, one of the two, and --seeds from 1")
+        parser.error("a race needs --seconds or --images, one of the two, and --seeds from 1")
     race.data = race.data if race.data in NAMED else str(Path(race.data).resolve())
     race.data_dir = Path(race.data_dir).resolve()
     budget = f"{race.images}images" if race.images else f"{race.seconds:g}s"
     race.folder = TOP / "race" / (race.name or f"{Path(race.data).stem}-{budget}")
     pairs = [(model, seed) for seed in range(race.seeds) for model in dict.fromkeys(race.models)]
+    race.trial = min(TRIAL, race.seconds / 10 or TRIAL)
     race.runs = [(model, seed, race.folder / f"{model}-{seed}") for model, seed in pairs]
     return race
 
 
-def open_race(race: argparse.Namespace) -> dict:
+def open_race(race: Namespace) -> dict:
     """Begin a race, or read the record of one to continue; try out the models new to it.
 
     Raises:
-        InputError: It began under other conditions, or a script refuses a setting.
+        InputError: It began under other conditions, or train.py refuses a setting.
     """
     now = {
         "budget": {"seconds": race.seconds, "images": race.images},
         "conditions": {name: getattr(race, name) for name in (*EQUAL, "width", "num")},
         "machine": {"cpus": os.cpu_count(), "torch": version("torch")},
-        "own": {f"{m}/quick.json": folders.read_json(TOP / m / "quick.json") for m in MODELS},
+        "own": {m: folders.read_json(TOP / m / "quick.json") for m in race.models},
     }
-    record = {"format": folders.FORMAT, "started": datetime.now().isoformat(), **now, "pace": {}}
+    record = {"format": 1, "started": datetime.now(timezone.utc).isoformat(), **now, "pace": {}}
     if (race.folder / "race.json").is_file():
         record = folders.read_json(race.folder / "race.json", *now, "pace")
+        record["own"] = now["own"] | record["own"]  # models may join later
     for part in now:
-        if record[part] != now[part]:
-            began = f"{race.folder} began with {part} {record[part]}"
-            raise InputError(f"{began}, not {now[part]}; take another --name")
+        began = {name: record[part].get(name) for name in now[part]}
+        if began != now[part]:
+            line = f"{race.folder} began with {part} {began}, not {now[part]}"
+            raise folders.utils().InputError(f"{line}; take another --name")
     record["failed"] = {}  # these are tried again
+    budget = f"{race.images:,} images" if race.images else f"{race.seconds:g} s of training"
+    print(f"{len(race.runs)} runs of {budget}, each with a start and an evaluation")
     for model in race.models:
         if model not in record["pace"]:
-            print(f"trying out {model}")
+            print(f"first a trial of {model}: a start and up to {race.trial:g} s of training")
             record["pace"][model] = try_out(race, model)
-    with folders.write_aside(race.folder / "race.json") as file:
-        file.write(json.dumps(record, indent=2).encode())
+    race.folder.mkdir(parents=True, exist_ok=True)
+    folders.utils().write_json(race.folder / "race.json", record)
     return record
 
 
-def try_out(race: argparse.Namespace, model: str) -> dict[str, float]:
-    """Train and evaluate a model for a moment, in a folder that is then deleted.
+def try_out(race: Namespace, model: str) -> dict[str, float]:
+    """Train a model for at most a tenth of the budget, in a folder that is then deleted.
 
     Returns:
         About how many `steps` of training the budget is, and how many `seconds` a run will take
-        with its start and its evaluation.
+        with its start, without its evaluation.
     """
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as place:
-        run = Path(place) / "trial"
-        if reason := hold_one(race, (model, 0, run), ["--max-seconds=3"]):
-            raise InputError(f"{model}: {reason}")
+        run, own = Path(place) / "trial", folders.read_json(TOP / model / "quick.json")
+        each = race.batch_size * own.get("n_critic", own.get("k", 1))
+        most = (
+            max(1, race.images // (10 * each)) if race.images else 0
+        )  # 0: as many as there is time
+        limits = [f"--max-seconds={race.trial}", f"--max-steps={most}"]
+        if reason := train(race, (model, 0, run), limits):
+            raise folders.utils().InputError(f"{model}: {reason}")
         each, last = folders.images_per_step(run), numbers_of(read_runs([run])[0])
-    overhead, a_step = time.monotonic() - began - last["seconds"], last["seconds"] / last["step"]
+    start, a_step = time.monotonic() - began - last["seconds"], last["seconds"] / last["step"]
     steps = max(1, race.images // each if race.images else round(race.seconds / a_step))
-    return {"steps": steps, "seconds": steps * a_step + overhead}
+    return {"steps": steps, "seconds": steps * a_step + start}
 
 
 def state_of(run: Path) -> tuple[bool, bool]:
@@ -129,22 +135,20 @@ def state_of(run: Path) -> tuple[bool, bool]:
     return bool(known.facts.get("finished")), asked.items() <= known.evaluation.items()
 
 
-def hold_one(race: argparse.Namespace, which: tuple, limits: list) -> str:
-    """Start or resume a run, unless it is finished, and evaluate it; see `run_child`."""
+def train(race: Namespace, which: tuple, limits: list[str]) -> str:
+    """Start or resume a run, unless it is finished; see `run_child`."""
     model, seed, run = which
-    if not state_of(run)[0]:
-        resumed = any(run.glob("checkpoint*.pt"))
-        if not resumed:
-            shutil.rmtree(run, ignore_errors=True)  # interrupted before its first checkpoint
-        command = [TOP / model / "train.py", f"--config={TOP / model / 'quick.json'}"]
-        command += [f"--{network}-width={race.width}" for network in "gd"]
-        command += ["--epochs=1000000", f"--seed={seed}"]
-        command += [f"--{n.replace('_', '-')}={getattr(race, n)}" for n in (*EQUAL, "data_dir")]
-        command += [f"--runs-dir={run.parent}", f"--{'resume' if resumed else 'name'}={run.name}"]
-        if reason := run_child(command + limits):
-            return reason
-    settings = ["--seed=0", f"--num={race.num}", f"--device={race.device}"]
-    return run_child([TOP / "evaluate.py", run, *settings])
+    if state_of(run)[0]:
+        return ""
+    resumed = any(run.glob("checkpoint*.pt"))
+    if not resumed:
+        shutil.rmtree(run, ignore_errors=True)  # interrupted before its first checkpoint
+    command = [TOP / model / "train.py", f"--config={TOP / model / 'quick.json'}"]
+    command += [f"--{network}-width={race.width}" for network in "gd"]
+    command += ["--epochs=1000000", f"--seed={seed}"]
+    command += [f"--{n.replace('_', '-')}={getattr(race, n)}" for n in (*EQUAL, "data_dir")]
+    command += [f"--runs-dir={run.parent}", f"--{'resume' if resumed else 'name'}={run.name}"]
+    return run_child(command + limits)
 
 
 def run_child(command: list) -> str:
@@ -172,31 +176,32 @@ def run_child(command: list) -> str:
     return (lines[-1].partition(": error: ")[2] or lines[-1]) if child.returncode else ""
 
 
-def hold(race: argparse.Namespace, record: dict) -> None:
+def hold(race: Namespace, record: dict) -> None:
     """Train and evaluate what is left, one run at a time so that none takes another's time."""
     todo = [which for which in race.runs if not all(state_of(which[2]))]
     left = timedelta(seconds=round(sum(record["pace"][model]["seconds"] for model, *_ in todo)))
-    print(f"runs left: {len(todo)} of {len(race.runs)}; about {left} with start and evaluation")
+    print(f"runs left: {len(todo)} of {len(race.runs)}; about {left}, and the evaluation of each")
+    evaluate = [f"--num={race.num}", "--seed=0", f"--device={race.device}"]
     for which in tqdm(todo, "race", unit="run", disable=None):
         steps, name = record["pace"][which[0]]["steps"], which[2].name
         budget = f"--max-steps={steps}" if race.images else f"--max-seconds={race.seconds}"
         every = [f"--{part}-every={max(1, steps // n)}" for part, n in EVERY.items()]
-        if reason := hold_one(race, which, [budget, *every]):
+        reason = train(race, which, [budget, *every])
+        if reason := reason or run_child([TOP / "evaluate.py", which[2], *evaluate]):
             record["failed"][name] = reason
         tqdm.write(f"{name} failed: {reason}" if reason else f"{name} finished")
     if len(record["failed"]) == len(race.runs):
         raise SystemExit(f"race.py: error: every run failed; {name}: {reason}")
 
 
-def report(race: argparse.Namespace, record: dict) -> None:
+def report(race: Namespace, record: dict) -> None:
     """Write race.csv, the means into race.json, race.html and race.gif, and print the means."""
     runs = read_runs([run for *_, run in race.runs if (run / "run.json").is_file()])
     rows = pd.DataFrame([numbers_of(run) for run in runs])
     rows.insert(0, "failed", [record["failed"].get(run.path.name, "") for run in runs])
     rows.insert(0, "seed", [run.settings["seed"] for run in runs])
     rows.insert(0, "model", [run.model for run in runs])
-    with folders.write_aside(race.folder / "race.csv") as file:
-        file.write(rows.to_csv(index=False).encode())
+    rows.to_csv(race.folder / "race.csv", index=False)
     whole = rows[rows["failed"] == ""].rename(columns={"step": "steps"})
     floors = whole.filter(regex="_floor$").mean()
     names = whole.columns[3:].difference(floors.index, sort=False)
@@ -208,10 +213,9 @@ def report(race: argparse.Namespace, record: dict) -> None:
         texts = stats.map(show).agg(" ± ".join).str.removesuffix(" ± -")
         shown[model] = {"runs": len(own), **texts}
     shown["floor"] = floors.rename(lambda name: name.removesuffix("_floor")).map(show)
-    record |= {"finished": datetime.now().isoformat(), "seeds": race.seeds}
+    record |= {"finished": datetime.now(timezone.utc).isoformat(), "seeds": race.seeds}
     record["devices"] = sorted({run.facts["device"] for run in runs})
-    with folders.write_aside(race.folder / "race.json") as file:
-        file.write(json.dumps(record, indent=2).encode())
+    folders.utils().write_json(race.folder / "race.json", record)
     table = pd.DataFrame(shown).reindex(["runs", *names]).fillna("")
     notes = [f"{name} failed: {reason}" for name, reason in record["failed"].items()]
     notes += ["mean ± sample standard deviation over seeds"] * (race.seeds > 1)
@@ -228,16 +232,18 @@ def report(race: argparse.Namespace, record: dict) -> None:
 def main() -> None:
     """Hold the race that the command line asks for."""
     race = parse_arguments()
-    folders.heed_signals()  # as Ctrl-C: trainings save
-    try:
-        record = open_race(race)
-        hold(race, record)
-        report(race, record)
-    except KeyboardInterrupt:
-        print("stopped; what was trained is saved, and the same command continues")
-        raise SystemExit(130) from None
+    with folders.utils().plain_errors():
+        folders.heed_signals()  # as Ctrl-C: trainings save
+        try:
+            record = open_race(race)
+            hold(race, record)
+            report(race, record)
+        except KeyboardInterrupt:
+            kept = [run.name for *_, run in race.runs if any(run.glob("checkpoint*.pt"))]
+            saved = f"{', '.join(kept)}; the same command continues" if kept else "nothing yet"
+            print(f"stopped; trained and saved: {saved}")
+            raise SystemExit(130) from None
 
 
 if __name__ == "__main__":
-    with folders.plain_errors():
-        main()
+    main()

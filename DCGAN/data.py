@@ -342,20 +342,17 @@ class Batches:
 # ---- Drawn faces ----
 
 FACES = 10_000
-BACKDROPS = (0.55, 0.75, 0.90), (0.95, 0.80, 0.55), (0.70, 0.85, 0.65), (0.88, 0.70, 0.78)
-SKINS = (0.98, 0.86, 0.76), (0.94, 0.77, 0.62), (0.85, 0.64, 0.47), (0.66, 0.46, 0.32)
-HAIRS = (0.12, 0.10, 0.10), (0.50, 0.30, 0.15), (0.86, 0.68, 0.35), (0.72, 0.30, 0.12)
-HAIRS += (0.75, 0.75, 0.78), (0.35, 0.40, 0.70)
-SHIRTS = (0.80, 0.25, 0.25), (0.20, 0.40, 0.70), (0.25, 0.55, 0.35), (0.95, 0.95, 0.95)
-IRISES = (0.30, 0.20, 0.12), (0.25, 0.45, 0.70), (0.30, 0.50, 0.30)
-FRAMES = (0.10, 0.10, 0.12), (0.45, 0.12, 0.12)
+SKINS = (0.96, 0.82, 0.72), (0.92, 0.72, 0.57), (0.80, 0.57, 0.42), (0.50, 0.33, 0.24)
+HAIRS = (0.1, 0.08, 0.08), (0.4, 0.2, 0.1), (0.9, 0.7, 0.4), (0.65, 0.25, 0.1), (0.8, 0.8, 0.8)
+IRISES = (0.26, 0.16, 0.10), (0.25, 0.42, 0.62), (0.28, 0.44, 0.26)
+PAINTS = (0.70, 0.24, 0.22), (0.20, 0.38, 0.60), (0.30, 0.46, 0.31), (0.81, 0.61, 0.31)
+PAINTS += (0.86, 0.83, 0.75), (0.14, 0.13, 0.17)
 
 
 def draw_faces(count: int, size: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """Draw cartoon faces, (size, size, 3) bytes each: the same ones on every machine.
+    """Paint faces, (size, size, 3) bytes each: the same ones on every machine.
 
-    Every feature varies on its own. A size draws the same faces as any other,
-    only finer; edges are smoothed over one pixel.
+    Every feature varies on its own. A size draws the same faces as any other, only finer.
     """
     rng = torch.Generator().manual_seed(seed)
     for start in range(0, count, 16):  # few enough to stay in the processor's cache
@@ -375,81 +372,100 @@ def draw_16_faces(size: int, rng: torch.Generator) -> Tensor:
     def maybe(chance: float) -> Tensor:
         return (torch.rand(16, 1, 1, generator=rng) < chance).float()
 
-    def one_of(colors: tuple) -> Tensor:
-        picked = torch.tensor(colors)[torch.randint(len(colors), (16,), generator=rng)]
-        shade = 0.06 * (torch.rand(16, 3, generator=rng) - 0.5)
-        return (picked + shade)[:, :, None, None].clamp(0, 1)
+    def one_of(colors: tuple) -> Tensor:  # or a mixture of two
+        first, second = torch.tensor(colors)[torch.randint(len(colors), (2, 16), generator=rng)]
+        return (first + (second - first) * torch.rand(16, 1, generator=rng))[:, :, None, None]
 
-    def inside(depth: Tensor) -> Tensor:
-        """Turn the depth below an edge into the share of the pixel that is covered."""
-        return (0.5 + depth * size / 2).clamp(0, 1)
+    def octaves(*shape: int) -> Tensor:
+        """Add noise of 4, 8, 16 ... cells a side, whose strength falls as in photographs."""
+        noise = torch.zeros(16, shape[0], *[2 for _ in shape[1:]])
+        own = torch.Generator().manual_seed(int(torch.randint(2**40, (), generator=rng)))
+        while noise.shape[2] < shape[1]:
+            for dim in range(2, noise.ndim):  # twice as fine, by linear interpolation
+                near, far = 0.75 * noise, 0.25 * noise
+                pair = near + far.roll(1, dim), near + far.roll(-1, dim)
+                noise = torch.stack(pair, dim + 1).flatten(dim, dim + 1)
+            noise += (4 / noise.shape[2]) ** 0.5 * (torch.rand(noise.shape, generator=own) - 0.5)
+        return noise
 
-    def ellipse(cx, cy, rx, ry) -> Tensor:
-        u, v = (x - cx) / rx, (y - cy) / ry
-        depth = (1 - u * u - v * v) / 2  # in radii; exact at the edge, where alone it matters
-        return inside(depth * torch.minimum(0 * u + rx, 0 * u + ry))
+    def threads(u: Tensor) -> Tensor:  # lines of all widths, along which u is constant
+        lines = octaves(1, 2 * size)[:, 0]
+        place = ((u + 2) / 4 * lines.shape[1]).long().clamp(0, lines.shape[1] - 1)
+        return lines.gather(1, place.flatten(1)).view_as(u)
 
-    def paint(mask: Tensor, color: Tensor | float) -> None:
-        canvas.add_((color - canvas) * mask[:, None])
+    def inside(depth: Tensor, soft: float = 0.03) -> Tensor:  # the share of a pixel covered
+        return (0.5 + depth / (2 / size + soft)).clamp(0, 1)
 
-    axis = (torch.arange(size) + 0.5) / size * 2 - 1
-    x, y = axis[None, None, :], axis[None, :, None]
-    canvas = (one_of(BACKDROPS) * (1 - 0.08 * y)).clamp(0, 1).repeat(1, 1, 1, size)
-    skin, hair, iris = one_of(SKINS), one_of(HAIRS), one_of(IRISES)
-    shade, has_hair = skin * 0.75, 1 - maybe(0.06)
-    cx, cy, rx, ry = (
-        between(-0.07, 0.07),
-        between(-0.06, 0.06),
-        between(0.44, 0.54),
-        between(0.54, 0.64),
-    )
+    def ellipse(u: Tensor, v: Tensor, rx, ry, soft: float = 0.03) -> Tensor:
+        depth = (1 - u / rx * (u / rx) - v / ry * (v / ry)) * (rx * ry / (rx + ry))
+        return inside(depth, soft)  # exact at the edge, where alone it matters
+
+    def paint(mask: Tensor, color: Tensor | float, light: Tensor) -> None:
+        canvas.add_((color * light[:, None] - canvas).mul_(mask[:, None]))  # in place: faster
+
+    skin, hair, iris, shirt = one_of(SKINS), one_of(HAIRS), one_of(IRISES), one_of(PAINTS)
+    sun, shade, has_hair = between(0.5, 1.2) * (2 * maybe(0.5) - 1), skin * 0.75, 1 - maybe(0.06)
+    cx, cy, rx, ry = *(between(-0.12, 0.12) for _ in "xy"), between(0.44, 0.56), between(0.54, 0.68)
+
+    # the texture, which also bends all outlines a little; the background; light
+    cells = torch.arange(size) * 2 ** (size - 1).bit_length() // size  # one a pixel at 2, 4, 8 ...
+    grain = octaves(3, size, size)[:, :, cells][..., cells]
+    axis, fine = (torch.arange(size) + 0.5) / size * 2 - 1, grain[:, 2]
+    x, y = axis + 0.045 * grain[:, 0], axis[:, None] + 0.045 * grain[:, 1]
+    dx, dy, pair = x - cx, y - cy, (x - cx).abs()  # what is placed by `pair` is on both sides
+    first, second = one_of(PAINTS), one_of(PAINTS)
+    share = (0.5 + 0.6 * grain[:, :1] + 0.6 * (sun * x)[:, None]).clamp(0, 1)
+    canvas = (first + (second - first) * share) * (1 + 0.4 * fine[:, None]) + 0.06 * grain
+    rise = (dy / (-1.15 * ry)).clamp(0, 1)
+    strands = threads(dx / (1.15 - rise * rise) + 0.15 * grain[:, 0])  # they meet at the crown
+    u, v = dx / rx, dy / ry
+    light = 1 + 0.4 * (sun * u - 0.5 * v) - 0.1 * (u * u + v * v)
+    on_skin, on_hair = light + 0.25 * fine, light + 0.7 * strands + 0.3 * fine
+    on_cloth = 1 + 0.4 * sun * dx + 0.35 * (threads(x) + threads(y) + fine)  # woven
 
     # the hair at the back, neck, shoulders, ears, head
-    length, volume = between(0, 0.75) * maybe(0.6), rx * between(1.1, 1.28)
-    long_hair = inside(volume - (x - cx).abs()) * inside(y - cy + 0.12) * inside(cy + length - y)
-    paint(has_hair * ellipse(cx, cy - 0.12, volume, ry * 1.1).maximum(long_hair), hair * 0.8)
-    paint(inside(0.17 - (x - cx).abs()) * inside(y - cy - 0.2), shade)
-    paint(ellipse(0, 1.15, between(0.62, 0.85), between(0.36, 0.46)), one_of(SHIRTS))
-    paint(ellipse(cx, 0.78, 0.2, 0.12) * maybe(0.5), shade)
-    for side in (-1, 1):
-        paint(ellipse(cx + side * rx, cy + 0.04, 0.09, 0.13), shade)
-    paint(ellipse(cx, cy, rx, ry), skin)
+    length, volume, lock = between(0, 0.75) * maybe(0.6), rx * between(1.1, 1.28), 0.25 * strands
+    long_hair = inside(volume * (1.05 - 0.2 * dy * dy) - pair + 0.6 * lock, 0.06)
+    long_hair *= inside(dy + 0.12) * inside(length - dy + lock, 0.1)
+    back = ellipse(dx, dy + 0.12, volume + 0.4 * lock, ry * 1.1, 0.08).maximum(long_hair)
+    paint(has_hair * back, hair * 0.7, on_hair)
+    paint(inside(0.19 - pair) * inside(dy - 0.2), shade * 0.9, on_skin)
+    paint(ellipse(x, y - 1.15, between(0.62, 0.85), between(0.36, 0.46), 0.05), shirt, on_cloth)
+    paint(ellipse(dx, y - 0.78, 0.2, 0.12) * maybe(0.5), shade, on_skin)
+    paint(ellipse(pair - rx, dy - 0.04, 0.09, 0.13), shade, on_skin)
+    paint(ellipse(dx * (1 + between(0, 0.35) * dy), dy, rx, ry, 0.04), skin, on_skin)
 
     # cheeks, fringe, nose
-    blush, rosy = maybe(0.4) * 0.35, skin * torch.tensor([1, 0.62, 0.62])[:, None, None]
-    for side in (-1, 1):
-        paint(ellipse(cx + side * rx * 0.58, cy + 0.2, 0.11, 0.08) * blush, rosy)
-    hairline = cy - ry * between(0.3, 0.62) + between(-0.35, 0.35) * (x - cx)
-    paint(has_hair * ellipse(cx, cy - 0.03, rx * 1.06, ry * 1.06) * inside(hairline - y), hair)
-    paint(ellipse(cx, cy + 0.15, between(0.035, 0.06), between(0.05, 0.085)), shade)
+    rosy = skin * torch.tensor([1, 0.6, 0.6])[:, None, None]
+    paint(ellipse(pair - rx * 0.58, dy - 0.2, 0.13, 0.1, 0.15) * maybe(0.4) * 0.4, rosy, on_skin)
+    fringe = inside(between(-0.35, 0.35) * dx - ry * between(0.3, 0.62) - dy + lock, 0.06)
+    paint(has_hair * fringe * ellipse(dx, dy + 0.03, rx * 1.06, ry * 1.06), hair, on_hair)
+    paint(ellipse(dx + sun * 0.05, dy - 0.04, 0.035, 0.15, 0.08) * 0.4, shade, on_skin)
+    paint(ellipse(dx, dy - 0.15, between(0.04, 0.065), between(0.04, 0.07), 0.05), shade, on_skin)
+    paint(ellipse(dx - sun * 0.015, dy - 0.12, 0.02, 0.05, 0.06) * 0.4, skin * 1.25, on_skin)
 
-    # eyes and brows
-    apart, eye_y = rx * between(0.38, 0.48), cy + between(-0.07, 0.01)
-    radius, opening, gaze = between(0.085, 0.115), between(0.7, 1.05), between(-0.03, 0.03)
-    raised, tilt = between(0.17, 0.23), between(-0.25, 0.25)
-    for side in (-1, 1):
-        eye_x = cx + side * apart
-        paint(ellipse(eye_x, eye_y, radius * 1.15, radius * opening), 0.98)
-        paint(ellipse(eye_x + gaze, eye_y, radius * 0.62, radius * 0.62), iris)
-        paint(ellipse(eye_x + gaze, eye_y, radius * 0.3, radius * 0.3), 0.05)
-        brow = 0.03 - (y - eye_y + raised - side * tilt * (x - eye_x)).abs()
-        paint(inside(brow) * inside(0.13 - (x - eye_x).abs()), hair * 0.6)
+    # eyes: socket, lashes, white, iris, pupil; brows
+    apart, eye_y, gaze = rx * between(0.38, 0.48), between(-0.07, 0.01), between(-0.03, 0.03)
+    radius, opening, raised = between(0.085, 0.115), between(0.55, 0.95), between(0.15, 0.21)
+    u, v, looking = pair - apart, dy - eye_y, (dx - gaze).abs() - apart
+    paint(ellipse(u, v + 0.02, radius * 1.5, radius * 1.4, 0.1) * 0.5, skin * 0.6, on_skin)
+    paint(ellipse(u, v + 0.025, radius * 1.25, radius * opening), hair * 0.3, on_skin)
+    eye = ellipse(u, v, radius * 1.15, radius * opening)
+    paint(eye, 0.9, on_skin)
+    paint(eye * ellipse(looking, v, radius * 0.62, radius * 0.62), iris, on_skin)
+    paint(eye * ellipse(looking, v, radius * 0.3, radius * 0.3), 0.05, on_skin)
+    brow = inside(0.03 - (v + raised - between(-0.25, 0.25) * u).abs())
+    paint(brow * inside(0.13 - u.abs(), 0.08), hair * 0.6, on_hair)
 
     # mouth: an ellipse bent to a smile or a frown, some with teeth
-    mouth_y, half, height = cy + ry * between(0.55, 0.63), between(0.14, 0.22), between(0.04, 0.1)
-    bend = between(-0.7, 1.6) * ((x - cx) * (x - cx) - half * half / 2)
-    paint(
-        ellipse(cx, mouth_y - bend, half, height),
-        skin * torch.tensor([0.8, 0.4, 0.42])[:, None, None],
-    )
-    paint(ellipse(cx, mouth_y - bend - height * 0.1, half * 0.75, height * 0.5) * maybe(0.45), 0.97)
+    half, height, bend = between(0.14, 0.22), between(0.04, 0.1), between(-0.7, 1.6)
+    below = dy - ry * between(0.55, 0.63) + bend * (dx * dx - half * half / 2)
+    paint(ellipse(dx, below, half, height), rosy * 0.75, on_skin)
+    paint(ellipse(dx, below + height / 10, half * 0.75, height / 2) * maybe(0.45), 0.9, on_skin)
 
     # glasses
-    wears, frame, lens = maybe(0.3), one_of(FRAMES), between(0.16, 0.19)
-    for side in (-1, 1):
-        eye_x = cx + side * apart
-        hole = ellipse(eye_x, eye_y, lens - 0.025, lens - 0.05)
-        paint((ellipse(eye_x, eye_y, lens + 0.025, lens) - hole).clamp(0, 1) * wears, frame)
-    bridge = inside(0.02 - (y - eye_y).abs()) * inside(apart - lens - (x - cx).abs())
-    paint(bridge * wears, frame)
-    return canvas.clamp(0, 1)
+    wears, frame, lens = maybe(0.3), one_of(PAINTS) * 0.4, between(0.16, 0.19)
+    rim = ellipse(u, v, lens + 0.025, lens) - ellipse(u, v, lens - 0.025, lens - 0.05)
+    bridge = inside(0.02 - v.abs()) * inside(apart - lens - pair)
+    paint(wears * rim.clamp(0, 1).maximum(bridge), frame, on_skin)
+    return (canvas * between(0.6, 1.3)[:, None]).clamp(0, 1)

@@ -385,9 +385,9 @@ def test_a_pass_goes_on_where_its_state_was_taken():
 
 def test_faces_are_the_same_everywhere_and_all_different():
     digests = {
-        (16, 0): "74856296e08d27ae",
-        (64, 0): "e31eda64a33fd02d",
-        (16, 1): "68401f10ed6864be",
+        (16, 0): "b855a942a5e55bd0",
+        (64, 0): "301242e94ea11781",
+        (16, 1): "9bea7fe6f7ae61d5",
     }
     for (size, seed), digest in digests.items():
         faces = np.stack(list(files.data.draw_faces(40, size, seed)))
@@ -401,4 +401,4 @@ def test_10_000_faces_are_the_default_and_finer_at_larger_sizes(data_dir):
     assert (found[:700] == np.stack(list(files.data.draw_faces(700, 16, 0)))).all()
     large = np.stack(list(files.data.draw_faces(16, 32)))
     halved = large.reshape(16, 16, 2, 16, 2, 3).mean((2, 4))
-    assert np.abs(halved - found[:16]).mean() < 6
+    assert np.abs(halved - found[:16]).mean() < 8 < 40 < np.abs(halved - found[16:32]).mean()

@@ -76,7 +76,7 @@ def plain_errors() -> Iterator[None]:
             raise
     except KeyboardInterrupt:
         code, line = 130, "interrupted; what was saved before is kept"
-    if code != 2 or local_process() == 0:  # all processes of a machine have the same settings
+    if code != 2 or process("LOCAL_RANK") == 0:  # all processes of a machine have the same settings
         name = Path(sys.argv[0]).name + (f", process {process()}" if processes() > 1 else "")
         show(f"{name}: error: {' '.join(line.split())}", sys.stderr)
     raise SystemExit(code)
@@ -152,8 +152,8 @@ def parse_config(settings: type[Config], argv: list[str] | None = None) -> Confi
         if values.get("name"):
             raise InputError("--name: a resumed run keeps its name; leave out --name or --resume")
         run = find_run(values.get("runs_dir", ""), values["resume"])
-        about = f"{run}, a run of {read_json(run / 'run.json').get('model')}: "
-        add(read_json(run / "parameters.json"), about, run)
+        about = f", of a run of {read_json(run / 'run.json').get('model')}: "
+        add(read_json(run / "parameters.json"), f"{run / 'parameters.json'}{about}", run)
     try:
         return settings(**values)
     except ValidationError as error:
@@ -214,14 +214,9 @@ def settings_of(config: Any) -> dict[str, Any]:
 # of its own; all take the same steps, since they average their gradients. Only the first writes.
 
 
-def process() -> int:
-    """Return the number of this process, from 0 up."""
-    return int(os.environ.get("RANK", 0))
-
-
-def local_process() -> int:
-    """Return the number of this process among those on its machine."""
-    return int(os.environ.get("LOCAL_RANK", process()))
+def process(kind: str = "RANK") -> int:
+    """Return the number of this process: of all, or as LOCAL_RANK of those on its machine."""
+    return int(os.environ.get(kind, os.environ.get("RANK", 0)))
 
 
 def processes() -> int:
@@ -241,7 +236,7 @@ def set_up(config: Config) -> tuple[torch.device, Config]:
     release_modules("train")
     device, precision = pick_device(config.device), config.precision
     if device.type == "cuda" and processes() > 1:
-        device = pick_device(f"cuda:{local_process()}")
+        device = pick_device(f"cuda:{process('LOCAL_RANK')}")
         torch.cuda.set_device(device)
     torch.manual_seed(stream_seed(config.seed, process()) if process() else config.seed)
     if precision == "auto":
@@ -585,9 +580,6 @@ class Run:
         if self.step == 0:
             real = grid(torch.tensor(self.dataset.images[:64]).movedim(3, 1))
             self.events.add_image("real", real, 0, dataformats="HWC")
-        for frame in (self.path / "frames").glob("*.png"):
-            if frame.stem.isdecimal() and int(frame.stem) > self.step:
-                frame.unlink()  # drawn after the checkpoint
         count, size, _, channels = self.dataset.images.shape
         self.say(f"device      {self.facts['device']}, {self.config.precision}")
         self.say(f"images      {count:,} of {size}x{size}x{channels}: {self.config.data}")
@@ -606,11 +598,7 @@ class Run:
             self.say(f"warning     {few} for visible images; try {flag}")
 
     def end(self, stop: int) -> None:
-        """Say how the training ended, and how to resume one that was stopped.
-
-        Raises:
-            SystemExit: It was stopped.
-        """
+        """Say how the training ended; leave with an exit code if it was stopped."""
         steps = f"{self.step:,} step{'s' * (self.step != 1)}"
         resume = resume_command(self.path)
         line = f"stopped     after {steps}, which are saved; to resume: {resume}"
@@ -621,7 +609,7 @@ class Run:
             self.facts["finished"] = datetime.now(timezone.utc).isoformat()
             write_json(self.path / "run.json", self.facts)
         self.say(line)
-        if not self.is_main and not self.done and local_process() == 0:
+        if not self.is_main and not self.done and process("LOCAL_RANK") == 0:
             show(line, sys.stdout)  # another machine's command differs
         if processes() > 1:
             gather(None)  # one that leaves early can abort
@@ -713,12 +701,7 @@ class Run:
             file.write(whole.getbuffer())
 
     def restore(self) -> None:
-        """Return to the checkpoint.
-
-        Raises:
-            InputError: The settings are not those of the run, or nothing is left to do.
-            RunError: The checkpoint cannot be read, or does not fit the networks.
-        """
+        """Return to the checkpoint, unless the settings contradict it or nothing is left to do."""
         path, before = self.path / "checkpoint.pt", read_json(self.path / "run.json")
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)  # runs no code

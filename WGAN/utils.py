@@ -580,6 +580,9 @@ class Run:
         if self.step == 0:
             real = grid(torch.tensor(self.dataset.images[:64]).movedim(3, 1))
             self.events.add_image("real", real, 0, dataformats="HWC")
+        for frame in (self.path / "frames").glob("*.png"):
+            if frame.stem.isdecimal() and int(frame.stem) > self.step:
+                frame.unlink()  # drawn after the checkpoint
         count, size, _, channels = self.dataset.images.shape
         self.say(f"device      {self.facts['device']}, {self.config.precision}")
         self.say(f"images      {count:,} of {size}x{size}x{channels}: {self.config.data}")

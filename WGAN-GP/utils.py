@@ -389,13 +389,12 @@ def read_rows(table: Path, last_step: int) -> list[dict[str, str]]:
 
 def write_rows(table: Path, rows: list[dict[str, Any]]) -> None:
     """Write metrics.csv, with a column for every name in any row."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+    columns, text = {name: None for row in rows for name in row}, io.StringIO()
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     with replacing(table) as file:
-        lines = io.TextIOWrapper(file, newline="", write_through=True)
-        writer = csv.DictWriter(lines, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        lines.detach()
+        file.write(text.getvalue().encode())
 
 
 def new_run(runs_dir: str, name: str) -> Path:
@@ -499,7 +498,8 @@ class Run:
         rng = torch.Generator().manual_seed(stream_seed(config.seed, 0))
         self.fixed_z = torch.randn(64, config.z_dim, generator=rng).to(device)
         networks = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
-        kind = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        kind = f"{platform.machine()}, {threads} thread{'s' * (threads > 1)}"
         if device.type == "cuda":
             kind = torch.cuda.get_device_name(device)
         self.facts = {
@@ -534,7 +534,8 @@ class Run:
         every, stop = self.config, 0
         hidden = None if self.is_main and sys.stderr else True  # None: shown on a terminal
         form = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{remaining} left{postfix}]"
-        self.bar = tqdm(initial=self.step, disable=hidden, bar_format=form, dynamic_ncols=True)
+        bar = {"initial": self.step, "total": self.last_step, "bar_format": form}
+        self.bar = tqdm(**bar, disable=hidden, dynamic_ncols=True)
         with noted_signals() as stops, writing(self.path), ExitStack() as self.open, self.bar:
             if self.is_main:
                 self.start()
@@ -773,7 +774,7 @@ def fit(part: Any, factor: float) -> None:
         part.base_lrs = [lr * factor for lr in part.base_lrs]
     for parameter, values in part.state.items() if isinstance(part, Optimizer) else ():
         for name, value in values.items():
-            if value.shape == parameter.shape:  # its layout in memory may be another device's
+            if getattr(value, "shape", None) == parameter.shape:  # laid out for another device?
                 values[name] = torch.empty_like(parameter).copy_(value)
 
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from filelock import FileLock
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 from tqdm import tqdm
 
@@ -89,7 +89,7 @@ def load_images(
     if most < batch_size:
         images = f"{len(found.images)} images" + f" besides {hold_out} held out" * (hold_out > 0)
         asked = f"--batch-size {batch_size}" + f" in {processes()} processes" * (processes() > 1)
-        advice = "; ".join([f"try --batch-size {most}"] * (most > 0) + found.skipped[:1])
+        advice = "; ".join([f"try --batch-size {most}"] * (most > 0) + found.skipped[:2])
         raise InputError(f"--data {data}: {images} are fewer than {asked}; {advice}")
     return found
 
@@ -105,16 +105,15 @@ def open_cache(cache: Path, hold_out: int, version: str = "") -> Dataset:
         shape = tuple(facts["shape"])
         if np.prod(shape) != cache.stat().st_size or version not in ("", facts.get("version")):
             raise ValueError("not whole, or of other images")
-        images = np.memmap(cache, mode="r", shape=shape)[..., : facts.get("channels")]
+        whole = np.memmap(cache, mode="r", shape=shape) if shape[0] else np.empty(shape, np.uint8)
+        images = whole[..., : facts.get("channels")]
         first = max(0, len(images) - hold_out)
         return Dataset(images[:first], images[first:], facts["digest"], facts["skipped"], cache)
     except (FileNotFoundError, LookupError, TypeError, ValueError) as error:
         raise Damaged(f"cache {cache}: {error}") from None
 
 
-def build_cache(
-    cache: Path, items: Iterator, facts: dict[str, Any], image_size: int, channels: int | str
-) -> None:
+def build_cache(cache: Path, items: Iterator, facts: dict, image_size: int, channels: int | str):
     """Decode in parallel under a progress bar, and write the array and what is known about it."""
 
     def decode_or_say(item: tuple[str, Any]) -> np.ndarray | str:
@@ -130,6 +129,7 @@ def build_cache(
     bar = tqdm(total=facts["count"], desc="decoding", unit="image", leave=False, disable=None)
     pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))  # each thread may hold a huge image
     Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # Pillow refuses what is more than twice as large
+    PngImagePlugin.MAX_TEXT_CHUNK = MOST_BYTES  # nor shall metadata cost an image
     warnings.filterwarnings("ignore", module="PIL")  # about odd metadata
     with replacing(cache) as file, bar, pool:
         while chunk := list(islice(items, 512)):  # bounds what waits in memory
@@ -154,8 +154,8 @@ def list_images(data: str, root: Path, image_size: int) -> tuple[Iterator, dict,
     """Find the images of a dataset.
 
     Returns:
-        Pairs of a name and what `decode` takes; their count, and a version that changes when
-        the images do; and at most one line about what is left out.
+        Pairs of a name and what `decode` takes; their count and version, which changes when
+        the images do; and a line about what is left out, if anything is.
 
     Raises:
         InputError: There is no such dataset, or no image in it.
@@ -188,23 +188,19 @@ def list_images(data: str, root: Path, image_size: int) -> tuple[Iterator, dict,
             items.append((name, opened))
             about.append((name, size, changed))
     kinds = [f"{len(names):,} {kind} ({', '.join(names[:2])})" for kind, names in left_out.items()]
-    line = f"{', '.join(kinds)} not read; convert images to JPEG or PNG, unpack archives"
+    advice = "convert images to JPEG or PNG, unpack archives"
+    lines = [f"not read: {', '.join(kinds[:20])}; {advice}"] * bool(kinds)
     if not items:
-        raise InputError(f"--data {data}: no image in it; {line}")
+        raise InputError("; ".join([f"--data {data}: no image in it", *lines]))
     random.Random(0).shuffle(items)  # held-out images come from all over the folder
     version = hashlib.sha256(json.dumps(about).encode()).hexdigest()
-    return iter(items), {"count": len(items), "version": version}, [line] * bool(kinds)
+    return iter(items), {"count": len(items), "version": version}, lines
 
 
 def list_files(data: str) -> Iterator[tuple[str, str, int, Any, Any]]:
-    """Find the files in a folder, behind links too but each once, or in a zip.
+    """Yield path, reason to leave it out, size, version and opener of each file in a folder or zip.
 
-    Yields:
-        Its path; why it is left out, if it is; its size; what changes when it is changed; and
-        what opens it.
-
-    Raises:
-        Exception: It is no whole zip; zipfile raises nearly anything.
+    Links are followed, to each folder and file once. A broken zip can raise nearly anything.
     """
     archive = None if os.path.isdir(data) else zipfile.ZipFile(data)
     for entry in archive.infolist() if archive else ():
@@ -255,10 +251,8 @@ def download(data: str, root: Path, image_size: int) -> tuple[Iterator, dict, li
 def decode(item: Any, image_size: int, channels: int | str) -> np.ndarray:
     """Read one image as uint8 (image_size, image_size, 3); the last is 1 if `channels` is.
 
-    The short side is scaled to `image_size`, then the center is cut out.
-
-    Args:
-        item: Pixels, (H, W) or (H, W, C), or a function that opens an image file.
+    `item` is pixels, (H, W) or (H, W, C), or a function that opens an image file. The short
+    side is scaled to `image_size`, then the center is cut out.
 
     Raises:
         Exception: It cannot be read; Pillow raises nearly anything.
@@ -285,21 +279,15 @@ def decode(item: Any, image_size: int, channels: int | str) -> np.ndarray:
 class Batches:
     """Endless minibatches: each pass shows every image at most once, in a new order.
 
-    The images that do not fill a last minibatch are left out of the pass. The order depends
-    on the seed alone. Several processes share a pass: together they see what one would with
-    a minibatch as large as all of theirs.
-
-    Args:
-        images: uint8 (N, H, W, C).
-        batch_size: B, the papers' m.
-        device: Where minibatches go; the images are kept there if they leave half of it free.
-        seed: Of the order.
+    Images that do not fill a last minibatch are left out of the pass. The order depends on
+    the seed alone. Several processes share a pass: together they see what one would with a
+    minibatch as large as all of theirs. The images, uint8 (N, H, W, C), are kept on a GPU if
+    they leave half of its memory free.
     """
 
-    def __init__(
-        self, images: np.ndarray, batch_size: int, device: torch.device, seed: int
-    ) -> None:
-        self.batch_size, self.device = batch_size, device
+    def __init__(self, images: np.ndarray, batch_size: int, device: torch.device, seed: int):
+        self.batch_size = batch_size
+        self.device = device
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the cache is read-only, and nothing writes to it
             self.images = torch.from_numpy(images)

@@ -155,17 +155,17 @@ def train(config: Config) -> Path:
     """Train from the start or from a checkpoint, and return the run folder."""
     device, config = utils.set_up(config)
     dataset = load_images(
-        *(config.data, config.data_dir, config.image_size, config.channels),
-        *(config.batch_size, config.hold_out),
+        config.data,
+        config.data_dir,
+        config.image_size,
+        config.channels,
+        config.batch_size,
+        config.hold_out,
     )
-    generator_arguments = {  # saved with the weights
-        "z_dim": config.z_dim,
-        "image_size": config.image_size,
-        "channels": dataset.images.shape[3],
-        "width": config.g_width,
-    }
+    shape = {"image_size": config.image_size, "channels": dataset.images.shape[3]}
+    generator_arguments = {"z_dim": config.z_dim, **shape, "width": config.g_width}
     generator = Generator(**generator_arguments)
-    discriminator = Discriminator(config.image_size, dataset.images.shape[3], config.d_width)
+    discriminator = Discriminator(**shape, width=config.d_width)
     utils.place(device, generator, discriminator)
     adam = {"lr": config.lr, "betas": (config.beta1, config.beta2), "fused": True}
     generator_optimizer = Adam(generator.parameters(), **adam)

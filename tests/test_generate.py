@@ -126,19 +126,6 @@ def test_default_files_lie_in_the_run_or_beside_the_weights(weights, call, tmp_p
         assert Image.open(name).n_frames == 4
 
 
-def test_files_are_replaced_only_by_whole_ones(weights, call, tmp_path, monkeypatch):
-    def interrupted(*args):
-        yield np.zeros((32, 16, 16, 3), np.uint8)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(generate, "draw", interrupted)
-    for name in ("x.png", "x.npz"):
-        Path(tmp_path, name).write_text("precious")
-    with pytest.raises(SystemExit):
-        call(weights, "--num", 40, "--out", "x.png", "--npz", "x.npz")
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["precious"] * 2
-
-
 def test_a_walk_takes_equal_steps_on_great_circles_and_closes():
     """Each point is turned towards the next in the plane of the two, at constant speed."""
     points = torch.randn(4, 5, generator=torch.Generator().manual_seed(7)).double()

@@ -178,7 +178,7 @@ def test_bad_input_is_named_in_one_line(top, call):
         ([run, "--out", "x.avi"], "--out x.avi: its name must end in .gif, .webp, .mp4"),
         ([run, "--fps", "0"], "--fps"),
         ([run, "--every", "0"], "--every"),
-        ([run, empty, "--out", "x.gif"], "--out: one file for several runs"),
+        ([run, empty, "--out", "x.gif"], "--out: several runs in one file need"),
         ([run, "--max-mb", "nan"], "--max-mb"),
     ):
         code, said = call(*argv)

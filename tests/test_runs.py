@@ -144,7 +144,7 @@ def test_a_generator_is_rebuilt_by_its_own_folder_and_never_by_a_strangers(top, 
     inside, outside = (folder / "tensorboard/runs/x" for folder in (top / "Mine", theirs))
     monkeypatch.chdir(theirs)
     monkeypatch.syspath_prepend("")  # as in a notebook
-    cases = [(inside, "Was", None, 0.37), (outside, "Mine", None, 0.37)]
+    cases = [(inside, "DCGAN", None, 0.37), (outside, "Mine", None, 0.37)]
     for run, model, model_dir, shift in [*cases, (outside, "Mine", Path("."), -0.61)]:
         assert not Path("trace").exists()
         state, z = write_weights(run, model), torch.randn(5, 7)
@@ -153,11 +153,11 @@ def test_a_generator_is_rebuilt_by_its_own_folder_and_never_by_a_strangers(top, 
         torch.testing.assert_close(generator(z), (product.view(5, 3, 16, 16) + shift).tanh())
         assert [about[name] for name in ("z_dim", "image_size", "channels")] == [7, 16, 3]
     Path("trace").unlink()
-    for i, model in enumerate(("Else", "../theirs/Mine", str(theirs), ".", "assets")):
+    for i, model in enumerate(("Else", "../theirs/Mine", str(theirs), ".", "AGAN")):
         run = write_run(outside.with_name(str(i)), model=model)
         write_weights(run, model)
         for load in (runs.load_generator, runs.load_images):
-            with pytest.raises(InputError, match="--model-dir"):
+            with pytest.raises(InputError, match=r"--model-dir|AGAN: there is no (model|data)\.py"):
                 load(run)
     assert not Path("trace").exists()
 

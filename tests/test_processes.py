@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -18,32 +20,36 @@ from conftest import (
     assert_equal,
     checkpoint_of,
     flags_of,
+    noise_images,
     rows_of,
     run_script,
     train,
+    write_images,
 )
 from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.tensorboard import SummaryWriter
 
 DCGAN = TOP / "DCGAN" / "train.py"
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+TWO = ["--standalone", "--nproc-per-node=2"]
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows starts no forks")
 
 
 class Together:
     """Processes that train together, started as torchrun would, with PyTorch imported."""
 
-    def __init__(self, script, settings, count=2):
+    def __init__(self, script, settings, count=2, nodes=1):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.said = Path(settings["runs_dir"]).with_name(f"said-{port}")
         shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         self.processes = []
-        for number in map(str, range(count)):
-            environment = os.environ | shared | {"RANK": number, "LOCAL_RANK": number}
-            given = flags_of(settings), None, environment, [self.said, self.said]
+        shared["LOCAL_WORLD_SIZE"] = str(count // nodes)
+        for number in range(count):
+            ranks = {"RANK": str(number), "LOCAL_RANK": str(number % (count // nodes))}
+            given = flags_of(settings), None, os.environ | shared | ranks, [self.said, self.said]
             self.processes.append(programs.start(script, *given))
 
     def wait(self, file):
@@ -70,8 +76,9 @@ def appears(file, running):
 
 
 @pytest.fixture
-def two(tiny):
-    return tiny | {"batch_size": 4, "frame_every": 4}
+def two(tiny, tmp_path):
+    data = write_images(tmp_path / "images", noise_images(47, 16, 16, 3))
+    return tiny | {"data": data, "batch_size": 4, "frame_every": 4, "epochs": 10**4}
 
 
 def test_a_signal_to_one_stops_both_and_resuming_equals_not_having_stopped(two, tmp_path):
@@ -84,7 +91,7 @@ def test_a_signal_to_one_stops_both_and_resuming_equals_not_having_stopped(two, 
     assert said.count("stopped     after") == 1 and "has ended" not in said
     assert f"after {step:,} steps, which are saved; to resume: {resume}" in said
     alone = run_script(DCGAN, *flags_of(two | {"max_steps": step + 3, "resume": "run"}))
-    assert alone.returncode == 2 and "by 2 processes and now there are 1" in alone.stderr
+    assert alone.returncode == 2 and "processes was 2 and is now 1" in alone.stderr
     trainings = [Together(DCGAN, two | {"max_steps": step + 3, "name": "whole"})]
     trainings.append(Together(DCGAN, two | {"max_steps": step + 3, "resume": "run"}))
     assert [training.finish().count("finished") for training in trainings] == [1, 1]
@@ -92,19 +99,37 @@ def test_a_signal_to_one_stops_both_and_resuming_equals_not_having_stopped(two, 
     assert json.loads((run / "run.json").read_text())["processes"] == 2
 
 
+def test_two_nodes_print_the_commands_that_resume_them(two, tmp_path):
+    run, endless = tmp_path / "runs" / "run", two | {"name": "run", "max_steps": 0}
+    training = Together(DCGAN, endless, nodes=2)
+    training.wait(run / "frames" / "000004.png")
+    training.processes[1].terminate()
+    commands = sorted(re.findall("to resume: torchrun (.*)", training.finish(143)))
+    last, nodes = checkpoint_of(run)["step"] + 3, []
+    for rank, command in enumerate(commands):  # on two machines they would have two addresses
+        assert (
+            f"--nnodes=2 --nproc-per-node=1 --node-rank={rank} --master-addr=127.0.0.1" in command
+        )
+        command = [*TORCHRUN, *shlex.split(command), f"--max-steps={last}"]
+        nodes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+    said = [node.communicate(timeout=180)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0] and checkpoint_of(run)["step"] == last
+    assert ["finished" in text for text in said] == [True, False]
+
+
 def test_processes_whose_clocks_differ_end_at_the_same_step(two, tmp_path):
     script = tmp_path / "clocks.py"
     script.write_text(
-        f"import os, runpy, sys, time; sys.path.insert(0, {str(DCGAN.parent)!r})\n"
-        "clock, speed = time.perf_counter, {'0': 1, '1': 7}[os.environ['RANK']]\n"
-        "time.perf_counter = lambda: speed * clock()\n"
+        f"import itertools, os, runpy, sys, time; sys.path.insert(0, {str(DCGAN.parent)!r})\n"
+        "clock = itertools.count(1, {'0': 0.3, '1': 0.7}[os.environ['RANK']])\n"
+        "time.perf_counter = lambda: next(clock)\n"
         f"runpy.run_path({str(DCGAN)!r}, run_name='__main__')"
     )
-    limits = {"max_steps": 0, "max_seconds": 2.3, "name": "run"}
+    limits = {"max_steps": 0, "max_seconds": 5.3, "name": "run"}
     assert Together(script, two | limits).finish().count("finished") == 1
     run = tmp_path / "runs" / "run"
     assert checkpoint_of(run)["step"] == int(rows_of(run)[-1]["step"]) > 3
-    assert float(rows_of(run)[-1]["seconds"]) < 2.3  # the faster clock has decided
+    assert float(rows_of(run)[-1]["seconds"]) < 3.1  # the faster clock has decided
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
@@ -115,13 +140,13 @@ def test_no_thread_of_the_group_outlives_the_training(two, tmp_path):
         "import train; train.main()\n"
         "print(*(file.read_text() for file in pathlib.Path('/proc/self/task').glob('*/comm')))"
     )
-    command = [*TORCHRUN, script, *flags_of(two)]
+    command = [*TORCHRUN, *TWO, script, *flags_of(two)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "finished" in said and "python" in said and "gloo" not in said
 
 
 def test_a_process_that_dies_ends_all_with_the_reason(two, tmp_path):
-    command = [*TORCHRUN, DCGAN, *flags_of(two | {"name": "run", "max_steps": 0})]
+    command = [*TORCHRUN, *TWO, DCGAN, *flags_of(two | {"name": "run", "max_steps": 0})]
     pipes, run = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}, tmp_path / "runs" / "run"
     training = subprocess.Popen(command, text=True, **pipes)
     begun = appears(run / "frames" / "000004.png", lambda: training.poll() is None)

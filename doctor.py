@@ -137,7 +137,7 @@ def too_short(run: Run) -> tuple[list[str], list[str]]:
     The runs in results/ took about three times as many steps as this, for their lr, or more.
     """
     if run.model not in runs.PAPERS:
-        raise Unjudged(f"how many steps a {run.model} takes is not known")
+        raise Unjudged(f"how many steps {run.model} needs is not known")
     if not run.facts.get("finished"):
         run.require(run.step)
     batch = run.settings["batch_size"] * run.facts.get("processes", 1)

@@ -197,8 +197,8 @@ def test_weights_without_a_run_are_compared_with_images_that_are_named(run, call
 def test_errors_are_one_line(tmp_path):
     for argv, named in (
         (["nowhere"], "nowhere: not a run"),
-        (["x", "--device", "abacus"], "--device abacus"),
-        (["x", "--seed", "-1"], "-1"),
+        (["WGAN", "--device", "abacus"], "--device abacus"),
+        (["WGAN", "--seed", "-1"], "-1"),
     ):
         done = run_script(TOP / "evaluate.py", *argv, cwd=tmp_path)
         assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1

@@ -30,14 +30,15 @@ with open(top / "asked.jsonl", "a") as file:
 run = Path(asked["runs-dir"]) / name
 run.mkdir(parents=True, exist_ok="resume" in asked)
 code, *said = json.loads((top / "say.json").read_text()).get(name, [0])
-critics, steps = 5 if "WGAN" in model else 1, int(asked.get("max-steps", 20))
-facts = {"format": 1, "model": model, "started": "", "finished": None if code else "now"}
+critics, steps = 5 if "WGAN" in model else 1, int(asked.get("max-steps", 0)) or 20
+facts = {"format": 1, "model": model, "started": "2026-11-29T09:40:00+00:00"}
 facts |= {"pictures": {"shape": [9], "digest": "d"}, "device": f"cpu of {model}"}
+facts["finished"] = None if code else "now"
 (run / "run.json").write_text(json.dumps(facts))
 settings = {"batch_size": 8, "seed": seed, "n_critic": critics, "data": "", "data_dir": ""}
 settings |= dict.fromkeys(("image_size", "channels", "epochs", "lr", "d_width"), 1)
 (run / "parameters.json").write_text(json.dumps(settings))
-row = f"{steps},1,{steps * 8 * critics},{0.1 + seed}"
+row = f"{steps},1,{steps * 8 * critics},{steps * 0.007}"
 (run / "metrics.csv").write_text("step,epoch,images,seconds\\n" + row + "\\n")
 if code == "wait":
     got = []
@@ -57,7 +58,8 @@ from pathlib import Path
 run = Path(sys.argv[1])
 time.sleep(0.3)
 step = int((run / "metrics.csv").read_text().splitlines()[-1].split(",")[0])
-swd = {"value": random.Random(run.name).random(), "floor": 0.0123}
+value, floor = (random.Random(run.name + text).random() for text in ("", "floor"))
+swd = {"value": value, "floor": floor}
 line = {"step": step, "seed": 0, "asked": sys.argv[2:], "metrics": {"swd": swd}}
 with open(run / "evaluation.jsonl", "a") as file:
     file.write(json.dumps(line) + "\\n")
@@ -70,12 +72,14 @@ FLAGS += ["--device=cpu", "--models", "DCGAN", "WGAN"]
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A repository with stand-ins, and a function that holds a race in it."""
-    for model in runs.MODELS:
+    for model in (*runs.PAPERS, "MyGAN"):
         (tmp_path / model).mkdir()
         (tmp_path / model / "train.py").write_text(TRAIN)
-        (tmp_path / model / "quick.json").write_text("{}")
+        own = {"n_critic": 5} if model.startswith("WGAN") else {}
+        (tmp_path / model / "quick.json").write_text(json.dumps(own))
     for name, text in {"evaluate.py": EVALUATE, "make_gif.py": GIF, "say.json": "{}"}.items():
         (tmp_path / name).write_text(text)
+    runs.utils()  # that of this repository
     for module in (runs, race):
         monkeypatch.setattr(module, "TOP", tmp_path)
     monkeypatch.setattr(runs, "heed_signals", lambda: None)  # pytest has its own
@@ -108,21 +112,36 @@ def test_all_runs_have_equal_conditions_and_a_partial_race_is_fair(project):
     assert {run.name for run in project.folder.glob("[!r]*")} == set(found)  # no trial is left
 
 
-def test_a_budget_of_seconds_and_how_long_it_takes_with_start_and_evaluation(project, capsys):
-    found, said = project.hold("--seconds=100", "--data=own"), capsys.readouterr().out
+def test_a_budget_of_seconds_and_how_long_it_takes(project, capsys):
+    found, said = project.hold("--seconds=101.5", "--data=own"), capsys.readouterr().out
     for name, asked in found.items():
-        assert asked["max-seconds"] == ("3" if name == "trial" else "100.0")
-        assert "max-steps" not in asked and asked["data"] == os.path.abspath("own")
-    # The trial makes 20 steps in 0.1 seconds: 20,000 in 100, of which 60 are drawn.
-    assert found["DCGAN-0"]["frame-every"] == "333"
+        assert asked["max-seconds"] == ("3" if name == "trial" else "101.5")
+        assert asked.get("max-steps", "0") == "0" and asked["data"] == os.path.abspath("own")
+    # The trial makes 20 steps in 0.14 seconds: 14,500 in 101.5, of which 60 are drawn.
+    assert found["DCGAN-0"]["frame-every"] == "241"
+    first, *_ = said.splitlines()  # before anything is tried out
+    assert first == "4 runs of 101.5 s of training, each with a start and an evaluation"
     hours, minutes, seconds = map(int, re.search(r"of 4; about (\d):(\d+):(\d+)", said).groups())
-    assert 401 <= hours * 3600 + minutes * 60 + seconds <= 440  # 0.3 to evaluate, and a start
+    assert 406 <= hours * 3600 + minutes * 60 + seconds <= 440  # and four starts
+
+
+def test_a_trial_takes_a_tenth_of_the_budget_at_most(project):
+    asked = {}
+    for model in ("DCGAN", "WGAN"):
+        for argv in (["--seconds=17"], ["--images=3217"], ["--images=9", "--batch-size=2"]):
+            name = f"--name={model}{len(asked)}"
+            asked[model, argv[0]] = project.hold(*argv, "--models", model, name)["trial"]
+    limits = {key: (flags["max-seconds"], flags["max-steps"]) for key, flags in asked.items()}
+    for model, images in (("DCGAN", 8), ("WGAN", 5 * 8)):  # shown by a step
+        assert limits[model, "--seconds=17"] == ("1.7", "0")
+        assert limits[model, "--images=3217"] == ("3", str(3217 // 10 // images))
+        assert limits[model, "--images=9"] == ("3", "1")  # no less than a step
 
 
 def test_what_is_unfinished_is_continued_and_what_is_finished_left_alone(project, capsys):
     with pytest.raises(SystemExit, match="130"):
         project.hold("--images=800", **{"WGAN-0": [143]})  # somebody stops it
-    assert "the same command continues" in capsys.readouterr().out
+    assert "trained and saved: nothing yet" in capsys.readouterr().out
     (project.folder / "WGAN-0" / "checkpoint.pt").touch()
     (project.folder / "DCGAN-1" / "stale").mkdir(parents=True)  # without a checkpoint
     before = (project.folder / "DCGAN-0" / "metrics.csv").stat().st_mtime_ns
@@ -150,13 +169,13 @@ def test_other_conditions_are_refused(project, monkeypatch):
     same = ["--images=800", "--seeds=1"]
     project.hold(*same)
     for argv, named in ((["--images=400"], "800"), ([*same, "--width=8"], "'width': 4")):
-        with pytest.raises(runs.InputError, match=named):
+        with pytest.raises(runs.utils().InputError, match=named):
             project.hold(*argv)
-    with monkeypatch.context() as changed, pytest.raises(runs.InputError, match="machine"):
+    with monkeypatch.context() as changed, pytest.raises(runs.utils().InputError, match="machine"):
         changed.setattr(race.os, "cpu_count", lambda: 999)
         project.hold(*same)
     (project.top / "WGAN" / "quick.json").write_text('{"lr": 9}')
-    with pytest.raises(runs.InputError, match="own"):
+    with pytest.raises(runs.utils().InputError, match="own"):
         project.hold(*same)
     assert not (project.top / "asked.jsonl").read_text()
 
@@ -184,29 +203,33 @@ def test_a_race_in_which_every_run_fails_ends_in_one_line(project, capsys):
 
 
 def test_what_train_py_refuses_ends_the_race_before_it_begins(project):
-    with pytest.raises(runs.InputError, match="DCGAN: --data nowhere"):
+    with pytest.raises(runs.utils().InputError, match="DCGAN: --data nowhere"):
         project.hold("--images=800", trial=[2, "train.py: error: --data nowhere: no such folder"])
     assert not project.folder.exists()
     for argv in ([], ["--seconds=1", "--images=9"], ["--seconds=-1"], ["--images=9", "--seeds=0"]):
-        with pytest.raises(runs.InputError, match="--seconds or --images"):
+        with pytest.raises(SystemExit, match="2"):
             project.hold(*argv)
 
 
-def test_means_and_spread_are_those_of_the_runs(project, capsys):
-    project.hold("--images=800")
+def test_means_spread_and_floor_are_those_of_the_runs(project, capsys):
+    project.hold("--images=803", "--seeds=3", "--models", "MyGAN", "WGAN")
     said, page = capsys.readouterr().out, (project.folder / "race.html").read_text()
     means = json.loads((project.folder / "race.json").read_text())["means"]
     rows = list(csv.DictReader((project.folder / "race.csv").read_text().splitlines()))
-    for model in ("DCGAN", "WGAN"):
-        files = [project.folder / f"{model}-{seed}" / "evaluation.jsonl" for seed in range(2)]
-        found = [json.loads(file.read_text())["metrics"]["swd"]["value"] for file in files]
+    floors = []
+    for model in ("MyGAN", "WGAN"):  # any folder with a train.py is a model
+        files = [project.folder / f"{model}-{seed}" / "evaluation.jsonl" for seed in range(3)]
+        metrics = [json.loads(file.read_text())["metrics"]["swd"] for file in files]
+        found = [metric["value"] for metric in metrics]
+        floors += [metric["floor"] for metric in metrics]
         its = [row for row in rows if row["model"] == model]
         assert [float(row["swd"]) for row in its] == found
-        assert [row["seed"] for row in its] == ["0", "1"]
+        assert [row["seed"] for row in its] == ["0", "1", "2"]
         assert means[model]["swd"] == pytest.approx({"mean": fmean(found), "spread": stdev(found)})
         text = f"{fmean(found):.4g} ± {stdev(found):.2g}"
         assert text in said and text in page
-    assert re.search(r"^swd .* 0\.0123$", said, re.M) and "hidden units in the simple GAN" in page
+    assert re.search(rf"^swd .* {fmean(floors):.4g}$", said, re.M)
+    assert "hidden units in the simple GAN" in page
     project.hold("--images=800", "--name=one", "--seeds=1")
     assert "±" not in capsys.readouterr().out
 
@@ -228,8 +251,8 @@ def test_evaluate_py_and_make_gif_py_understand_what_they_are_asked(project):
 
 def start(top, *argv):
     """Start race.py in a process group of its own, as a terminal does."""
-    script = f"import race, runs\nrace.TOP = runs.TOP = runs.Path({str(top)!r})\n"
-    script += "with runs.plain_errors(): race.main()"
+    script = f"import race, runs\nruns.utils()\nrace.TOP = runs.TOP = runs.Path({str(top)!r})\n"
+    script += "race.main()"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TOP)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     command = [sys.executable, "-c", script, *FLAGS, "--seeds=1", *argv]
@@ -237,19 +260,20 @@ def start(top, *argv):
 
 
 def interrupt(child, number, path):
-    """Wait for a file and send a signal to all that the terminal started, as Ctrl-C does."""
+    """Wait for a file, send a signal as Ctrl-C does, and return what the program has said."""
     while not path.exists() and child.poll() is None:
         time.sleep(0.01)
     os.killpg(child.pid, number)
     out, error = child.communicate(timeout=60)
-    assert child.returncode == 130 and "the same command continues" in out, error
-    assert "Traceback" not in error
+    assert child.returncode == 130 and "Traceback" not in error, error
+    return out
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_training_is_asked_once_to_stop_and_waited_for(project, number):
     (project.top / "say.json").write_text('{"DCGAN-0": ["wait"]}')
     run, child = project.folder / "DCGAN-0", start(project.top, "--images=800")
-    interrupt(child, number, run / "ready")
+    out = interrupt(child, number, run / "ready")
+    assert "stopped; trained and saved: DCGAN-0; the same command continues" in out
     signals, group = map(int, (run / "checkpoint.pt").read_text().split())
     assert signals == 1 and group != child.pid

@@ -158,6 +158,7 @@ def test_whatever_a_training_logs_is_drawn(top):
     titles = {title.text.removeprefix("WGAN-GP: ") for title in figure.layout.annotations}
     assert titles == {"value", "panel", "run", "model", "ema", "gradient_norm", "loss_g"}
     assert sum(np.allclose(line.y, np.multiply(values, 3)) for line in figure.data) >= 1
+    assert compare.colors([])["WGAN-GP"] == "#CC79A7"  # also where it is the only model
     norms = [line.xaxis for line in figure.data if np.array_equal(line.y, values)]
     assert len(norms) >= 3 and len(set(norms)) == 2  # `value`; the other two are in one panel
 

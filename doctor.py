@@ -196,8 +196,8 @@ def penalty_does_not_hold(run: Run) -> tuple[list[str], list[str]]:
     """
     off = math.sqrt(run.last("penalty"))  # healthy: up to 0.65; lambda 1: 1; lambda 0.1: 9
     evidence = crossed("root of penalty", off, "above", 0.7)
-    name = "slope" if "slope" in run.rows else "gradient_norm"  # as runs before called it
-    evidence += [f"{name} = {run.last(name):,.4g}"] * bool(evidence and name in run.rows)
+    if evidence and "gradient_norm" in run.rows:
+        evidence.append(f"gradient_norm = {run.last('gradient_norm'):,.4g}")
     advice = run.flags(lambda_gp=max(10.0, run.settings["lambda_gp"]), beta1=0.0, lr=run.lr / 4)
     return evidence, advice
 

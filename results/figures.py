@@ -249,14 +249,12 @@ def print_runs() -> None:
 
 def print_peers() -> None:
     """Print the pairs of results/peers.csv: ours, then the rival that ran beside it."""
-    names, pairs, rows = ["steps", *QUALITY], pd.read_csv(RESULTS / "peers.csv"), []
-    names.remove("diversity")
-    pairs = pairs.groupby(["model", "image_size", "lr", "seconds", "seed"])
-    for (model, size, lr, seconds, seed), pair in pairs:
+    names, rows = [name for name in ("steps", *QUALITY) if name != "diversity"], []
+    table = pd.read_csv(RESULTS / "peers.csv")
+    for (seconds, seed), pair in table.groupby(["seconds", "seed"]):
         ours, rival = (found for _, found in pair.iterrows())
-        row = [f"{model} {size}x{size}", rival["loop"], f"{lr:g}", f"{seconds // 60} min"]
-        rows.append([*row, str(seed), *cells(names, ours, rival, between=" / ")])
-    print_table(["model", "rival", "lr", "after", "seed", *names], rows)
+        rows.append([f"{seconds // 60} min", str(seed), *cells(names, ours, rival, between=" / ")])
+    print_table(["after", "seed", *names], rows)
 
 
 def print_precision() -> None:

@@ -9,10 +9,10 @@ import base64
 import io
 import math
 import threading
-import time
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from functools import cache
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,16 +20,29 @@ import ot
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.distributions import Normal
 from torch.optim import SGD, Adam, Optimizer, RMSprop
 
 import runs
 
 SHAPES = ("8 Gaussians", "25 Gaussians", "ring", "two moons", "spiral")
+LAYERS = ("real points", "generated points", "landscape", "arrows", "manifold")
 BATCH, Z_DIM, SHOWN = 128, 2, 256  # of one update; numbers in z; points of each kind in a picture
 SIDE, CELLS, BANDS = 1.6, 48, 12  # the picture reaches from -SIDE to SIDE
-SIDES = (0.15, -0.15), (-0.15, 0.15)  # of an arrowhead
-COLORS = {"loss_g": "fake", "told": "fake", "d_fake": "fake", "d_real": "real", "true": "exact"}
-ROWS = 400  # of the history; every second row is dropped beyond that
+VANISHED = 0.01  # gradients below this length are drawn in proportion, and so hardly seen
+LOOKS = {  # of curves: the chart that they share, their label, their color; others are alone
+    "loss_d": ("Losses", "loss_d", "second"),
+    "loss_g": ("Losses", "loss_g, the generator's", "fake"),
+    "d_real": ("Probabilities", "D(x), real", "real"),
+    "d_fake": ("Probabilities", "D(G(z)), generated", "fake"),
+    "true": ("Wasserstein distance", "generated to real", "fake"),
+    "floor": ("Wasserstein distance", "real to other real points", "real"),
+    "estimate": ("Wasserstein distance", "the critic's estimate", "second"),
+    "slope": ("Mean slope, logarithmic, line at 1", "of D or f", "second"),
+    "told": ("Mean slope, logarithmic, line at 1", "of the generator's loss", "fake"),
+}
+ROWS = 400  # of the history; half of them, evenly over the steps, are kept beyond that
+InputError = runs.utils().InputError
 LOCK = threading.Lock()  # PyTorch has one random stream for all pages
 
 
@@ -37,17 +50,21 @@ LOCK = threading.Lock()  # PyTorch has one random stream for all pages
 class Plane:
     """A training in the plane, and what the pictures show of it."""
 
-    shape: str
+    shape: str | Tensor  # one of SHAPES, or points (N, 2) to draw from
     train: ModuleType  # of the model's folder
-    config: Any
+    config: SimpleNamespace  # the settings of its Config, and `d_lr`
     generator: nn.Module
     critic: nn.Module  # or the discriminator
     optimizers: tuple[Optimizer, Optimizer]  # of the generator, of the critic
     fixed_z: Tensor
     real: Tensor
+    floor: float  # mean Wasserstein distance of two sets of SHOWN real points
+    height: str  # of the landscape: D(x), a probability, or f(x), a critic's score
     rng: Tensor  # the state of this training's random stream
     step: int = 0
     speed: int = 5  # generator updates for each picture
+    layers: tuple[str, ...] = LAYERS[:4]  # of the picture
+    losses: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -57,8 +74,11 @@ def train_of(model: str) -> ModuleType:
     return runs.load_file_of(model, "train")
 
 
-def draw_real(shape: str, count: int) -> Tensor:
+def draw_real(shape: str | Tensor, count: int) -> Tensor:
     """Draw real points: (count, 2, 1, 1), nearly all in [-1.3, 1.3]."""
+    if isinstance(shape, Tensor):
+        points = shape[torch.randint(len(shape), (count,))]
+        return (points + 0.02 * torch.randn(count, 2))[:, :, None, None]
     share = torch.rand(count)
     angle = 2 * math.pi * share
     if shape == "8 Gaussians":
@@ -78,10 +98,10 @@ def draw_real(shape: str, count: int) -> Tensor:
     return (points + spread * torch.randn(count, 2))[:, :, None, None]
 
 
-def make_networks(width: int) -> tuple[nn.Module, nn.Module]:
+def make_networks(width: int, depth: int) -> tuple[nn.Module, nn.Module]:
     """Build a generator, z (B, 2) -> (B, 2, 1, 1), and a critic, (B, 2, 1, 1) -> scores (B,)."""
     generator, critic = [nn.Linear(Z_DIM, width)], [nn.Flatten(), nn.Linear(2, width)]
-    for _ in range(2):
+    for _ in range(depth - 1):
         generator += [nn.ReLU(), nn.Linear(width, width)]
         critic += [nn.LeakyReLU(0.2), nn.Linear(width, width)]
     generator += [nn.ReLU(), nn.Linear(width, 2), nn.Unflatten(1, (2, 1, 1))]
@@ -89,182 +109,232 @@ def make_networks(width: int) -> tuple[nn.Module, nn.Module]:
     return nn.Sequential(*generator), nn.Sequential(*critic)
 
 
-def replaced(config: Any, settings: dict[str, Any]) -> Any:
-    """Put settings into the fields that a Config has; the simple GAN's `n_critic` is `k`."""
-    named = {"k" if name == "n_critic" else name: value for name, value in settings.items()}
-    return replace(config, **{k: v for k, v in (settings | named).items() if hasattr(config, k)})
-
-
-def make_plane(shape: str, model: str, width: int = 64, seed: int = 0, **settings: Any) -> Plane:
-    """Start a training; `settings` that the model's Config does not have are ignored.
-
-    Raises:
-        InputError: There is no such shape.
-    """
-    if shape not in SHAPES:
-        raise runs.InputError(f"{shape!r}: no such points; choose one of {', '.join(SHAPES)}")
+def make_plane(
+    shape: str | Tensor, model: str, width: int = 64, depth: int = 3, seed: int = 0, **settings: Any
+) -> Plane:
+    """Start a training with networks of `depth` hidden layers; for `settings` see `tune`."""
+    if isinstance(shape, str) and shape not in SHAPES:
+        raise InputError(f"{shape!r}: no such points; choose one of {', '.join(SHAPES)}")
     train = train_of(model)
-    config = replaced(train.Config(z_dim=Z_DIM, seed=seed), settings)
+    fields = asdict(train.Config(z_dim=Z_DIM, seed=seed))
+    config = SimpleNamespace(**{"n_critic": fields.get("k", 1), "d_lr": None} | fields)
     with LOCK, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        networks, real = make_networks(width), draw_real(shape, SHOWN)
+        networks, real = make_networks(width, depth), draw_real(shape, SHOWN)
         fixed_z, rng = torch.randn(SHOWN, Z_DIM), torch.get_rng_state()
-    if hasattr(config, "clip_value"):
-        optimizers = tuple(RMSprop(network.parameters(), config.lr) for network in networks)
-    else:
-        adam = {"betas": (config.beta1, config.beta2), "fused": True}
-        optimizers = tuple(Adam(network.parameters(), config.lr, **adam) for network in networks)
-    return Plane(shape, train, config, *networks, optimizers, fixed_z, real, rng)
+        floor = np.mean([distance(real, draw_real(shape, SHOWN)) for _ in range(4)])
+    make, rest = RMSprop, {}
+    if not hasattr(config, "clip_value"):
+        beta1 = settings.get("beta1", getattr(config, "beta1", 0.9))
+        make, rest = Adam, {"betas": (beta1, getattr(config, "beta2", 0.999)), "fused": True}
+    optimizers = tuple(make(network.parameters(), **rest) for network in networks)
+    height = "D(x)" if hasattr(train, "discriminator_step") else "f(x)"
+    plane = Plane(shape, train, config, *networks, optimizers, fixed_z, real, floor, height, rng)
+    tune(plane, **settings)
+    return plane
 
 
-def tune(plane: Plane, speed: int, **settings: Any) -> None:
-    """Change settings of a training while it runs."""
-    plane.speed, plane.config = speed, replaced(plane.config, settings)
-    for optimizer in plane.optimizers:
-        optimizer.param_groups[0]["lr"] = plane.config.lr
+def tune(plane: Plane, **settings: Any) -> None:
+    """Set what its Config has, `n_critic` (the simple GAN's `k`) and `d_lr` (the critic's lr)."""
+    vars(plane.config).update({k: v for k, v in settings.items() if hasattr(plane.config, k)})
+    rates = plane.config.lr, plane.config.d_lr or plane.config.lr
+    for optimizer, lr in zip(plane.optimizers, rates, strict=True):
+        optimizer.param_groups[0]["lr"] = lr
 
 
-def advance(plane: Plane, steps: int, seconds: float = math.inf) -> None:
-    """Take up to so many generator updates, each after its critic's, as train.py's loop does.
-
-    Raises:
-        InputError: The training has diverged.
-    """
-    train, config, end = plane.train, plane.config, time.perf_counter() + seconds
+def update(plane: Plane, network: str) -> None:
+    """Update the "generator" or the "critic" (or discriminator) once, with the folder's step."""
+    train, (of_generator, of_critic) = plane.train, plane.optimizers
     critic_step = getattr(train, "critic_step", None) or train.discriminator_step
-    networks, (of_generator, of_critic) = (plane.critic, plane.generator), plane.optimizers
+    networks = plane.critic, plane.generator
     with LOCK, torch.random.fork_rng(devices=[]):
         torch.set_rng_state(plane.rng)
-        for _ in range(steps):
-            for _ in range(getattr(config, "n_critic", getattr(config, "k", 1))):
-                losses = critic_step(*networks, of_critic, draw_real(plane.shape, BATCH), config)
+        if network == "generator":
             z = torch.randn(BATCH, Z_DIM)
-            losses |= train.generator_step(*networks, of_generator, z, config)
-            plane.step += 1
-            if time.perf_counter() > end:
-                break
+            losses = train.generator_step(*networks, of_generator, z, plane.config)
+        else:
+            real = draw_real(plane.shape, BATCH)
+            losses = critic_step(*networks, of_critic, real, plane.config)
         plane.rng = torch.get_rng_state()
-    row = {name: float(value) for name, value in losses.items()} | measure(plane)
+    plane.step += network == "generator"
+    plane.losses |= {name: float(value) for name, value in losses.items()}
+
+
+def advance(plane: Plane, steps: int) -> None:
+    """Take generator updates, each after its critic's, as the loop of train.py does."""
+    for _ in range(steps):
+        for _ in range(plane.config.n_critic):
+            update(plane, "critic")
+        update(plane, "generator")
+    record(plane)
+
+
+def train_on(plane: Plane, how: str) -> Iterator[str]:
+    """Take `speed` steps ("play"), a "step", its parts ("slow") or one update; say what it does."""
+    if how in ("play", "step"):
+        advance(plane, plane.speed if how == "play" else 1)
+        yield ""
+        return
+    words = {
+        "critic": f"Critic or discriminator: it has looked at {BATCH} real and {BATCH} generated "
+        f"points, to raise {plane.height} at the real ones and lower it at the others.",
+        "generator": f"Generator: it has drawn {BATCH} points and moved them along the arrows, to "
+        f"where {plane.height} is higher. It never sees a real point.",
+    }
+    turns = ["critic"] * plane.config.n_critic + ["generator"] if how == "slow" else [how]
+    for number, network in enumerate(turns, 1):
+        update(plane, network)
+        record(plane)
+        yield f"Update {number} of {len(turns)}. {words[network]}"
+
+
+def record(plane: Plane) -> None:
+    """Add what is measured now to the history; raise InputError if the training has diverged."""
+    own = {"wasserstein", "penalty", "gradient_norm"}  # of one minibatch: measured better here
+    row = {name: value for name, value in plane.losses.items() if name not in own}
+    row = {"step": plane.step} | row | measure(plane)
     if not all(map(math.isfinite, row.values())):
-        raise runs.InputError(f"The training diverged at step {plane.step:,}. Press Reset.")
-    plane.history.append({"step": plane.step, **row})
+        raise InputError(f"The training diverged at step {plane.step:,}. Press Reset.")
+    plane.history = [past for past in plane.history if past["step"] < plane.step] + [row]
     if len(plane.history) > ROWS:
-        del plane.history[1::2]
+        plane.history = thin(plane.history)
+
+
+def thin(rows: list[dict]) -> list[dict]:
+    """Keep at most ROWS / 2 rows, evenly over the steps, with the first and the last."""
+    steps = np.array([row["step"] for row in rows])
+    marks = np.linspace(steps[0], steps[-1], ROWS // 2)
+    return [rows[i] for i in np.unique(np.abs(steps - marks[:, None]).argmin(1))]
 
 
 def look(plane: Plane) -> tuple[Tensor, Tensor]:
-    """Return the points of fixed_z (SHOWN, 2), and where the generator is told to move each.
-
-    That is minus the gradient of a point's share of the loss, (SHOWN, 2). Nothing is updated.
-    """
+    """Return the points of fixed_z, and minus the gradient of each one's loss: both (SHOWN, 2)."""
     with torch.no_grad():
         points = plane.generator(plane.fixed_z)
     points.requires_grad_()
-    idle = SGD([torch.zeros(1)])
+    idle = SGD([torch.zeros(1)])  # nothing is updated
     plane.train.generator_step(plane.critic, lambda _: points, idle, plane.fixed_z, plane.config)
     return points.detach().flatten(1), -SHOWN * points.grad.flatten(1)
+
+
+def distance(some: Tensor, others: Tensor) -> float:
+    """Return the Wasserstein distance of two sets of points (N, 2, 1, 1); infinite if one is."""
+    costs = torch.cdist(some.flatten(1), others.flatten(1)).double().numpy()
+    return float(ot.emd2([], [], costs)) if np.isfinite(costs).all() else math.inf
 
 
 def measure(plane: Plane) -> dict[str, float]:
     """Measure a training on SHOWN real and as many generated points; nothing in it changes.
 
-    Returns:
-        `true`, the Wasserstein distance of these points; `estimate`, the critic's; `slope`, the
-        mean length of its gradient between them; `told`, that of the generator's at its points.
+    `true` is the Wasserstein distance of these points, `estimate` a critic's, `slope` the mean
+    length of the critic's gradient between them, `told` that of the generator's loss at its own.
     """
     fake, told = look(plane)
     real, fakes = plane.real, fake[:, :, None, None]
     with LOCK, torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         _, slope = train_of("WGAN-GP").gradient_penalty(plane.critic, real, fakes)
-    with torch.no_grad():
-        estimate = plane.critic(real).mean() - plane.critic(fakes).mean()
-    costs = torch.cdist(real.flatten(1), fake).double().numpy()
-    true = ot.emd2([], [], costs) if np.isfinite(costs).all() else math.inf
-    found = {"true": true, "estimate": estimate, "slope": slope, "told": told.norm(dim=1).mean()}
+    found = {"true": distance(real, fakes), "floor": plane.floor}
+    found |= {"slope": slope, "told": told.norm(dim=1).mean()}
+    if plane.height == "f(x)":  # a clamp leaves the scale of f open: a curve of its own
+        name = "estimate" + " on the scale of f" * hasattr(plane.config, "clip_value")
+        with torch.no_grad():
+            found[name] = plane.critic(real).mean() - plane.critic(fakes).mean()
     return {name: float(value) for name, value in found.items()}
 
 
 # ---- Pictures: SVG is small, sharp on any screen, and takes its colors from play.css ----
 
 
-def has_discriminator(plane: Plane) -> bool:
-    """Tell a discriminator, whose logits mean a probability, from a critic."""
-    return hasattr(plane.train, "discriminator_step")
-
-
 def landscape(plane: Plane) -> str:
     """Draw D(x) or, for a critic, f(x) in bands, darker where it is higher: a PNG as a URL."""
     axis = torch.linspace(-SIDE, SIDE, CELLS)
-    grid = torch.stack(torch.meshgrid(axis, -axis, indexing="xy"), 2).view(-1, 2, 1, 1)
+    grid = torch.cartesian_prod(-axis, axis).flip(1)  # rows from the top, in them from the left
     with torch.no_grad():
-        heights = plane.critic(grid).view(1, 1, CELLS, CELLS)
-    if has_discriminator(plane):
+        heights = plane.critic(grid[:, :, None, None]).view(1, 1, CELLS, CELLS)
+    if plane.height == "D(x)":
         heights = heights.sigmoid()
     else:
         heights = (heights - heights.min()) / (heights.max() - heights.min()).clamp(min=1e-12)
     fine = nn.functional.interpolate(heights, scale_factor=6, mode="bicubic")[0, 0]
     bands = (fine * BANDS).floor().clamp(0, BANDS - 1) / BANDS
     file = io.BytesIO()
-    Image.fromarray((252 - 110 * bands).to(torch.uint8).numpy()).save(file, "PNG")
+    Image.fromarray((252 - 60 * bands).to(torch.uint8).numpy()).save(file, "PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def path(lines: np.ndarray, kind: str, width: float) -> str:
+def manifold(plane: Plane) -> Tensor:
+    """Return where the generator puts a grid of z, lines (18, 41, 2), a tenth of z in a gap."""
+    marks, along = Normal(0, 1).icdf(torch.linspace(0.1, 0.9, 9)), torch.linspace(-2.5, 2.5, 41)
+    z = torch.cartesian_prod(marks, along)
+    with torch.no_grad():
+        points = plane.generator(torch.cat([z, z.flip(1)]))
+    return points.view(2 * len(marks), len(along), 2)
+
+
+def path(lines: Tensor | np.ndarray, kind: str, width: float) -> str:
     """Write lines (N, K, 2) as one SVG path; lines of a single corner, K = 1, are dots."""
-    words = ("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in line) + "h0" for line in lines)
+    words = ("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in line) + "h0" for line in lines.tolist())
     return f'<path class="{kind}" stroke-width="{width}" d="{"".join(words)}"/>'
 
 
 def picture(plane: Plane) -> str:
-    """Draw the landscape, the points, and an arrow at every second generated one: HTML."""
-    (fake, told), real = look(plane), plane.real.flatten(1)
-    longest, height = told.norm(dim=1).max(), "D(x)" if has_discriminator(plane) else "f(x)"
-    tail, way = fake[::2], told[::2] * (0.3 / longest.clamp(min=1e-30))
-    left, right = (tail + 0.7 * way + way.flip(1) * torch.tensor(s) for s in SIDES)
+    """Draw the layers that are switched on, and name them: HTML."""
+    (fake, told), real, height = look(plane), plane.real.flatten(1), plane.height
+    longest = told.norm(dim=1).max()
+    tail, way = fake[::2], told[::2] * (0.3 / longest.clamp(min=VANISHED))
+    left, right = (
+        tail + 0.7 * way + way.flip(1) * torch.tensor(s) for s in ((0.15, -0.15), (-0.15, 0.15))
+    )
     arrows = torch.stack([tail, tail + way, left, tail + way, right], 1)
-    drawn = [(arrows, "fake", 1), (fake[:, None], "fake", 5), (real[:, None], "real", 4)]
-    to_svg = 200 / SIDE * torch.tensor([1, -1])
-    svg = "".join(path((200 + lines * to_svg).numpy(), *rest) for lines, *rest in drawn)
-    return f"""<div class="plane"><svg class="field" viewBox="0 0 400 400" role="img">
-<title>Real and generated points on the landscape of {height}</title>
-<image href="{landscape(plane)}" width="400" height="400"/>{svg}</svg>
-<p><span class="real">● real points</span><span class="fake">● generated points</span>
-<span class="fake">→ where they are told to go (longest: {longest:.2g})</span>
-<span>■ high, □ low {height}</span><span>step {plane.step:,}</span></p></div>"""
+    size = f"{'vanished' if longest < VANISHED else 'longest'}: {longest:.2g}"
+    layers = {  # from below to above: lines, kind, width, and words of the legend
+        "manifold": (manifold(plane), "second", 1, "— a grid of z, as the generator bends it"),
+        "arrows": (arrows, "fake", 1, f"→ where they are told to go ({size})"),
+        "generated points": (fake[:, None], "fake", 5, "● generated points"),
+        "real points": (real[:, None], "real", 4, "● real points"),
+    }
+    shown, svg, legend = [name for name in layers if name in plane.layers], "", ""
+    if "landscape" in plane.layers:
+        svg = f'<image href="{landscape(plane)}" width="400" height="400"/>'
+        legend = f"<span>■ high, □ low {height}</span>"
+    for lines, kind, width, words in map(layers.get, shown):
+        svg += path(200 + 200 / SIDE * lines * torch.tensor([1, -1]), kind, width)
+        legend += f'<span class="{kind}">{words}</span>'
+    about = ", ".join(shown) + f" on the landscape of {height}" * ("landscape" in plane.layers)
+    return f"""<div class="plane"><svg class="field" viewBox="0 0 400 400" role="img"
+aria-label="{about}">{svg}</svg>
+<p>{legend}<span>step {plane.step:,}</span></p></div>"""
 
 
-def chart(title: str, rows: list[dict], names: dict[str, str], log: bool = False) -> str:
-    """Draw one or two columns of `rows`, by name and label, against `step`: HTML."""
-    x, *columns = np.array([[row[name] for name in ("step", *names)] for row in rows], float).T
+def chart(title: str, rows: list[dict], names: dict[str, tuple]) -> str:
+    """Draw columns, by name, label and color, against `step`: HTML; spikes leave the picture."""
+    kept = [[row[name] for name in ("step", *names)] for row in rows if names.keys() <= row.keys()]
+    (x, *columns), log = np.array(kept, float).T, "logarithmic" in title
     heights = np.log10(np.maximum(columns, 1e-6)) if log else np.array(columns)
-    low, high = min(heights.min(), 0), max(heights.max(), 0)
+    few, many = np.quantile(heights, (0.02, 0.98))
+    low = min(max(heights.min(), 2 * few - many), 0)
+    high = max(min(heights.max(), 2 * many - few), 0)
     scale = (300 / max(np.ptp(x), 1), -84 / max(high - low, 1e-9))
     zero = np.array([[[0, 87 - low * scale[1]], [300, 87 - low * scale[1]]]])
     svg, label = path(zero, "rule", 1), ""
-    for name, column, line in zip(names, columns, heights, strict=True):
-        kind, corners = COLORS.get(name, "second"), np.stack([x - x[0], line - low], 1)
-        svg += path((corners * scale + (0, 87))[None], kind, 1.6)
-        label += f'<span class="{kind}">{names[name]} <b>{column[-1]:.3g}</b></span>'
+    for (name, kind), column, line in zip(names.values(), columns, heights, strict=True):
+        corners = np.stack([x - x[0], line - low], 1) * scale + (0, 87)
+        svg += path(corners[None], kind, 1.6)
+        label += f'<span class="{kind}">{name} <b>{column[-1]:.3g}</b></span>'
     top, bottom = (f"{10**end if log else end:.2g}" for end in (high, low))
     return f"""<figure><figcaption><b>{title}</b>{label}</figcaption><div class="plot">
-<span>{top}</span><svg viewBox="0 0 300 90" preserveAspectRatio="none">{svg}</svg>
-<span>{bottom}</span></div></figure>"""
+<span>{top}</span><svg viewBox="0 0 300 90" preserveAspectRatio="none" aria-hidden="true">{svg}
+</svg><span>{bottom}</span></div></figure>"""
 
 
-def charts(plane: Plane) -> str:
-    """Draw the curves of a training: HTML."""
-    if not plane.history:
-        return "<p>Press Play to start the training, or Step for a single update.</p>"
-    second, distance, own = "critic", {"true": "exact", "estimate": "the critic's estimate"}, []
-    if has_discriminator(plane):
-        second, distance = "discriminator", {"true": "exact"}
-        own = [("Probabilities", {"d_real": "D(x), real", "d_fake": "D(G(z)), generated"})]
-    if hasattr(plane.config, "clip_value"):
-        own = [("Weights at the clamp", {"clipped": "share"})]
-    drawn = [("Losses", {"loss_d": second, "loss_g": "generator"})]
-    drawn += [("Wasserstein distance", distance), *own]
-    slopes = {"slope": f"of the {second}", "told": "of the generator's loss"}
-    drawn += [("Mean slope, logarithmic, line at 1", slopes, True)]
-    body = "".join(chart(title, plane.history, *rest) for title, *rest in drawn)
+def charts(rows: list[dict]) -> str:
+    """Draw the curves of a training, in the plane or of images, from its rows: HTML."""
+    if not rows:
+        return "<p>The curves begin with the first updates.</p>"
+    rows, titles = thin(rows) if len(rows) > ROWS else rows, {}
+    for name in [name for name in rows[-1] if name not in ("step", "epoch", "images", "seconds")]:
+        title, *look = LOOKS.get(name, (name.capitalize(), "", "second"))
+        titles.setdefault(title, {})[name] = look
+    body = "".join(chart(title, rows, names) for title, names in titles.items())
     return f'<div class="plane">{body}</div>'

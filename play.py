@@ -8,21 +8,36 @@ Nothing is fetched from elsewhere. A training is the folder's own train.py in a 
 own: it goes on when the page is closed. When this program ends, the training saves and ends.
 """
 
-import argparse
+import base64
 import html
+import io
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import datetime
-from functools import lru_cache, wraps
-from itertools import chain, islice
+from functools import lru_cache, partial, wraps
+from inspect import isgeneratorfunction
+from itertools import islice
 from pathlib import Path
 from threading import Lock
-from typing import IO, Any, NamedTuple
+from typing import Any
+
+import runs
+
+if __name__ == "__main__":  # --help and wrong flags are answered before imports that take seconds
+    parser = ArgumentParser(None, SUPPRESS, __doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--port", type=int, help="default: the first that is free from 7860")
+    risk = "others, with 0.0.0.0, can start trainings and read images here (default: 127.0.0.1)"
+    parser.add_argument("--host", default="127.0.0.1", help=risk)
+    parser.add_argument("--no-browser", action="store_true", help="only print the address")
+    arguments = parser.parse_args()
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # it is on by default, and read on import
 
@@ -30,83 +45,119 @@ import gradio as gr
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 
 import compare
 import doctor
 import generate
 import plane as planes
-import runs
 from make_gif import write_animation
-from runs import MODELS, TOP, InputError
+from runs import TOP
 
-COUNT, DIRECTIONS = 16, 6  # images on the sheet; sliders
-LOADING = Lock()  # two threads must not import a folder's files at once
-PIXELS = {"interactive": False, "format": "png", "elem_classes": "pixels", "buttons": ["download"]}
+InputError = runs.utils().InputError
+COUNT, DIRECTIONS, SHORTEST = 16, 6, 0.7  # images; sliders; truncation, lower draws gray images
+LOADING = Lock()  # reading the images of a run takes seconds and memory: one at a time
+SCRIPT = (TOP / "play.js").read_text("utf-8")
 QUIET = {"show_progress": "hidden", "trigger_mode": "always_last"}  # for events that come often
-TRAINING = {  # settings: the models that have them, their meaning
-    "lr": (MODELS, "Size of a step. Too large: the losses jump. Too small: images stay gray."),
-    "width": (MODELS, "Feature maps of both networks. Wider is better and slower."),
-    "batch_size": (MODELS, "Images in an update. More are steadier and slower."),
-    "n_critic": (MODELS[2:], "Critic updates for each of the generator's. Fewer: a weak critic."),
-    "clip_value": (("WGAN",), "Bound of the critic's weights. Watch the share at the bound."),
-    "lambda_gp": (("WGAN-GP",), "Weight of the gradient penalty. Watch the slopes."),
-    "seed": (MODELS, "The same seed repeats the run."),
+SETTINGS = ("lr", "batch_size", "g_width", "d_width", "k", "n_critic", "clip_value", "lambda_gp")
+SETTINGS += ("beta1", "dropout", "seed")  # of a training, as far as a model has them
+KINDS = {  # in the plane: the folder, its own settings, log10 of both learning rates, n_critic
+    "WGAN-GP": ("WGAN-GP", {}, -3, 5),
+    "WGAN": ("WGAN", {}, -3.7, 5),
+    "simple GAN": ("simpleGAN", {"beta1": 0.5}, -3, 1),
+    "simple GAN, minimax": ("simpleGAN", {"beta1": 0.5, "minimax": True}, -3, 1),
 }
-KINDS = {  # in the plane: the folder, whether the loss is minimax, log10 of lr, n_critic
-    "simple GAN": ("simpleGAN", False, -3, 1),
-    "simple GAN, minimax": ("simpleGAN", True, -3, 1),
-    "WGAN": ("WGAN", False, -3.7, 5),
-    "WGAN-GP": ("WGAN-GP", False, -3, 5),
-}
+OWN, PACE = "your own", 2  # real points in the plane; seconds for an update in slow motion
+SLIDERS = (  # in the plane: label, smallest, largest, first value, step, what to look for
+    ("Speed", 1, 50, 2, 1, "Generator updates for each picture."),
+    ("Width", 4, 256, 64, 4, "Units in a layer. With 4 there cannot be eight peaks."),
+    ("Layers", 1, 5, 3, 1, "Hidden layers of each network."),
+    ("Seed", 0, 99, 0, 1, "The same seed repeats the training."),
+    ("Learning rate, log10", -5, -1, -3, 0.1, "Above -2 the points leave; below -4 they stay."),
+    ("Critic's, log10", -5, -1, -3, 0.1, "Its own learning rate. Low: it lags behind."),
+    ("n_critic", 1, 20, 5, 1, "Critic updates for one of the generator. At 1 it lags behind."),
+    ("Clamp", 0.01, 1, 0.1, 0.01, "Small: weights gather at the clamp, and arrows vanish."),
+    ("lambda", 0, 10, 1, 0.1, "0: watch the slopes run away. 10: the points overshoot."),
+)
+TRAININGS: dict[Path, subprocess.Popen] = {}  # by run folder; all pages see them
+PAUSED: set[Path] = set()  # those of them that were asked to save and end
 
 
-class Training(NamedTuple):
-    """A train.py that this program has started, and the file of its complaints."""
-
-    process: subprocess.Popen
-    errors: IO
-
-
-TRAININGS: dict[Path, Training] = {}  # by run folder; all pages see them
-
-
-def plainly(function: Callable) -> Callable:
-    """Show bad input as a sentence in the page."""
+def listen(events: list, function: Callable, inputs: Any, outputs: list, note: Any, **rest: Any):
+    """Call a function on events; on bad input `note` says what is wrong, and images vanish."""
+    streams = isgeneratorfunction(getattr(function, "func", function))
 
     @wraps(function)
-    def call(*arguments: Any) -> Any:
+    def stream(*inputs: Any) -> Iterator[list]:
         try:
-            return function(*arguments)
+            for found in function(*inputs) if streams else [function(*inputs)]:
+                yield [*(found if isinstance(found, tuple) else (found,)), ""]
         except (InputError, OSError) as error:
-            raise gr.Error(html.escape(str(error)), print_exception=False) from None
+            left = ["" if "drawn" in (one.elem_classes or ()) else gr.skip() for one in outputs]
+            yield [*left, f'<p role="alert">{html.escape(str(error))}</p>']
 
-    return call
+    call = wraps(function)(lambda *inputs: next(stream(*inputs)))
+    return gr.on(events, stream if streams else call, inputs, [*outputs, note], **rest)
 
 
-def run_folders() -> dict[str, Path]:
-    """Return the run folders, the newest first, by what the page calls them."""
+def whole(name: str, value: float | None, low: int, high: int) -> int:
+    """Return a number of the page, if it is a whole one in its range."""
+    if value is None or value != int(value) or not low <= value <= high:
+        raise InputError(f"{name} must be a whole number from {low:,} to {high:,}.")
+    return int(value)
+
+
+def address_of(image: Image.Image | np.ndarray) -> str:
+    """Write an image, or uint8 (H, W, 1 or 3), as an address that holds a PNG."""
+    image = Image.fromarray(image.squeeze()) if isinstance(image, np.ndarray) else image
+    image.save(file := io.BytesIO(), "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def embed(address: str, name: str, caption: str = "") -> str:
+    """Show an image or an MP4, by its address, with a link that saves it under a name: HTML."""
+    name, about = html.escape(name.replace("/", " ")), html.escape(caption or name)
+    shown = f'<img src="{address}" alt="{about}">'
+    if address.startswith("data:video"):
+        shown = f'<video src="{address}" aria-label="{about}" controls loop autoplay muted></video>'
+    save = f'<a href="{address}" download="{name}">Save</a>'
+    return f"<figure>{shown}<figcaption>{html.escape(caption)} {save}</figcaption></figure>"
+
+
+def name_of(run: Path) -> str:
+    """Return what the page calls a run."""
+    return run.relative_to(TOP).as_posix().replace("/tensorboard/runs/", "/")
+
+
+def listed() -> dict[str, Path]:
+    """Return all run folders by what the page calls them. No other run is ever read."""
     patterns = ("*/tensorboard/runs/*/run.json", "race/*/*/run.json", "results/*/*/run.json")
     found = [file.parent for pattern in patterns for file in TOP.glob(pattern)]
-    found = sorted({*found, *TRAININGS}, key=lambda run: run.name)
-    own, recorded = (
-        [run for run in found if (run.relative_to(TOP).parts[0] == "results") == kept]
-        for kept in (False, True)
-    )
-    named = {run.relative_to(TOP).as_posix(): run for run in own[::-1] + recorded}
-    return {name.replace("/tensorboard/runs/", "/"): run for name, run in named.items()}
+    return {name_of(run): run for run in [*found, *filter(is_training, TRAININGS)]}
+
+
+def run_names() -> list[str]:
+    """Return the names of the runs, the newest first, those on record last."""
+    dated = {}
+    for name, run in listed().items():
+        with suppress(InputError, TypeError, ValueError):  # a damaged one is no run
+            begun = "" if is_training(run) else runs.read_facts(run)["started"]
+            began = datetime.fromisoformat(begun) if begun else datetime.now()
+            dated[name] = (name.split("/")[0] != "results", began.astimezone())
+    return sorted(dated, key=dated.get, reverse=True)
 
 
 def included() -> dict[str, Path]:
-    """Return the generators that come with the repository, by what the page calls them."""
-    names = [f"{model}{trained_on}" for trained_on in ("", "-celeba") for model in MODELS[::-1]]
-    return {f"{name} (included)": TOP / f"assets/weights/{name}.safetensors" for name in names}
+    """Return the weights that come with the repository, by what the page calls them."""
+    names = [f"{model}{data}" for data in ("", "-celeba") for model in runs.models()[::-1]]
+    files = {f"{name} (included)": TOP / f"assets/weights/{name}.safetensors" for name in names}
+    return {name: file for name, file in files.items() if file.is_file()}
 
 
 def find(name: str | None) -> Path:
-    """Find a run, or included weights, by what the page calls it. Nothing else is ever read."""
-    known = run_folders() | included()
+    """Find a run, or included weights, by what the page calls it."""
+    known = included() | listed() | {name_of(run): run for run in TRAININGS}
     if name not in known:
         raise InputError(f"{name}: no such run." if name else "Choose a run first.")
     return known[name]
@@ -117,134 +168,151 @@ def find(name: str | None) -> Path:
 
 def sources() -> list[str]:
     """Return the names of what has a generator."""
-    own = [n for n, run in run_folders().items() if (run / "generator.safetensors").is_file()]
+    known = listed()
+    own = [name for name in run_names() if (known[name] / "generator.safetensors").is_file()]
     return [*included(), *own]
 
 
 @lru_cache(8)
-def load(file: Path, _changed: float) -> tuple[nn.Module, int, Tensor]:
-    """Load a generator, its z_dim, and its directions, unit vectors (DIRECTIONS, z_dim).
+def load_file(file: Path, _changed: float) -> tuple[nn.Module, dict, Tensor]:
+    """Load a generator, what it says about itself, and its directions (DIRECTIONS, z_dim).
 
     Along the first of them its first layer changes most: they are the right singular vectors of
     that layer's weight (SeFa, Shen and Zhou 2021, arXiv:2007.06600).
     """
-    with LOADING:
-        generator, about = runs.load_generator(file)
+    generator, about = runs.load_generator(file)
     weight = next(generator.parameters()).detach()
     weight = weight if weight.dim() == 2 else weight.flatten(1).T  # (outputs, z_dim)
+    if weight.shape[1] != about["z_dim"]:  # z enters elsewhere
+        weight = torch.eye(about["z_dim"])
     directions = torch.linalg.svd(weight, full_matrices=False).Vh[:DIRECTIONS]
-    return generator, about["arguments"]["z_dim"], directions
+    return generator, about, directions
 
 
-def sheet_of(name: str, seed: float, truncation: float) -> tuple[nn.Module, Tensor, Tensor]:
-    """Return a generator, the z of a seed (COUNT, z_dim), drawn towards 0, and the directions."""
+def load(name: str | None) -> tuple[nn.Module, dict, Tensor]:
+    """Load a generator by what the page calls it."""
     file = find(name)
     file = file / "generator.safetensors" if file.is_dir() else file
-    generator, z_dim, directions = load(file, file.stat().st_mtime)
-    if not 0 <= (seed or 0) < 2**63:
-        raise InputError(f"Seed {seed:g}: must be a whole number from 0 up.")
-    zs = torch.stack(list(islice(generate.noise(int(seed or 0), z_dim), COUNT)))
-    return generator, zs * truncation, directions
+    return load_file(file, file.stat().st_mtime)
 
 
-@plainly
-def sheet(*base: Any) -> Image.Image:
-    """Draw the images of a seed."""
-    generator, zs, _ = sheet_of(*base)
-    return generate.grid(next(generate.draw(generator, zs, COUNT)), 4, side=560)
+def latents(name: str, seed: float, truncation: float) -> Tensor:
+    """Return the z of the sheet, (COUNT, z_dim), drawn towards 0."""
+    noise = generate.noise(whole("The seed", seed, 0, 2**32 - 1), load(name)[1]["z_dim"])
+    return torch.stack(list(islice(noise, COUNT))) * truncation
 
 
-def chosen(base: tuple, first: float, second: float, blend: float, *moves: float) -> np.ndarray:
+def pair_of(base: tuple, *numbers: float) -> Tensor:
+    """Return the z of the two images of the sheet that are chosen, (2, z_dim)."""
+    return latents(*base)[[whole("The number of an image", n, 1, COUNT) - 1 for n in numbers]]
+
+
+def sheet(name: str, seed: float, truncation: float, first: float, second: float) -> str:
+    """Draw the images of a seed as buttons, and mark the two that are chosen: HTML."""
+    zs, buttons = latents(name, seed, truncation), ""
+    for number, image in enumerate(next(generate.draw(load(name)[0], zs, COUNT)), 1):
+        mark = "first" if number == first else "second" if number == second else ""
+        buttons += f'<button data-number="{number}" class="{mark}"><img alt="Image" '
+        buttons += f'src="{address_of(image)}"><span>{number} {mark}</span></button>'
+    return f'<div class="sheet">{buttons}</div>'
+
+
+def chosen(*choice: Any) -> np.ndarray:
     """Draw two images of the sheet blended, then moved: uint8 (1, H, W, C)."""
-    generator, zs, directions = sheet_of(*base)
-    z = zs[[int(first or 0) % COUNT, int(second or 0) % COUNT]]
-    if blend and first != second:
-        z = generate.round_trip(z, 200)[round(100 * blend)][None]  # the second is half-way round
-    z = z[0] + torch.tensor(moves, dtype=z.dtype) @ directions[: len(moves)]
+    base, (first, second, blend, *moves) = choice[:3], choice[3:]
+    generator, _, directions = load(base[0])
+    pair = pair_of(base, first, second)
+    # there and back in 200 steps: the second image is the 100th
+    z = generate.round_trip(pair, 200)[round(100 * blend)] if first != second else pair[0]
+    z = z + torch.tensor(moves, dtype=z.dtype) @ directions[: len(moves)]
     return next(generate.draw(generator, [z], 1))
 
 
-@plainly
-def draw(*choice: Any) -> Image.Image:
-    """Draw the image that the sliders make."""
-    return generate.grid(chosen(choice[:3], *choice[3:]), 1, side=560, gap=0)
+def draw(*choice: Any) -> str:
+    """Draw the image that the sliders make: HTML."""
+    (image,), name = chosen(*choice), f"{choice[0]}, seed {choice[1]}, image {choice[3]}"
+    return embed(address_of(image), f"{name}.png", f"{name}, as the sliders make it")
 
 
-@plainly
-def pick(
-    picture: np.ndarray, which: str, first: float, second: float, event: gr.SelectData
-) -> tuple:
-    """Take the image of the sheet that was clicked as the first or the second."""
-    (x, y), (height, width) = event.index, picture.shape[:2]
-    clicked = int(4 * y // height * 4 + 4 * x // width)
-    return (clicked, second) if which == "first" else (first, clicked)
+def pick(first: float, event: gr.EventData) -> tuple:
+    """Make the image that was clicked the first, and the one before it the second."""
+    return event.number, first if event.number != first else gr.skip()
 
 
-@plainly
-def walk(name: str, seed: float, truncation: float, first: float) -> dict:
-    """Write a loop through the first image and the five after it as a GIF."""
-    generator, zs, _ = sheet_of(name, seed, truncation)
-    way = generate.round_trip(zs.roll(-int(first or 0), 0)[:6], 72)
-    images = chain.from_iterable(generate.draw(generator, way, 24))
+def walk(*choice: Any) -> str:
+    """Walk from the first image to the second and back: HTML with an MP4."""
+    base, (first, second) = choice[:3], choice[3:]
+    if first == second:
+        raise InputError("A walk needs two different images: click another one.")
+    way = generate.round_trip(pair_of(base, first, second), 72)
+    images = np.concatenate(list(generate.draw(load(base[0])[0], way, 24)))
     frames = [generate.grid(image[None], 1, side=320, gap=0) for image in images]
-    file = Path(tempfile.mkdtemp()) / "walk.gif"
-    write_animation(file, frames, [50] * len(frames), 10)
-    return gr.Image(str(file), label="Walk", visible=True)
+    with tempfile.TemporaryDirectory() as folder:
+        write_animation(Path(folder) / "walk.mp4", frames, [50] * len(frames), 10)
+        data = base64.b64encode(Path(folder, "walk.mp4").read_bytes()).decode()
+    about = f"From image {first} to image {second} of seed {base[1]} and back"
+    return embed(f"data:video/mp4;base64,{data}", f"{base[0]}, {about}.mp4", about)
 
 
-@plainly
-def neighbor(*choice: Any) -> dict:
-    """Draw the image beside the nearest one that the run was trained on."""
-    run = find(choice[0])
-    if run.is_file() or not (run / str(runs.read_facts(run).get("cache"))).is_file():
-        raise InputError(f"{choice[0]}: the images it was trained on are not on this machine.")
-    image = chosen(choice[:3], *choice[3:])
+def neighbor(*choice: Any) -> str:
+    """Draw the image beside the nearest one that the run was trained on: HTML."""
+    image = chosen(*choice)
     with LOADING:
-        training, _ = runs.load_images(run)
+        training, _ = runs.load_images(find(choice[0]), more_faces=0)
     found, distances = generate.nearest(image, training)
-    pair = generate.grid(np.concatenate([image, training[found]]), 2, side=560)
-    label = f"Right: the nearest training image, at RMS distance {distances[0]:.1f} of 255"
-    return gr.Image(pair, label=label, visible=True)
+    both = generate.grid(np.concatenate([image, training[found]]), 2, side=560)
+    about = f"Right: the nearest training image, at RMS distance {distances[0]:.1f} of 255."
+    return embed(address_of(both), f"{choice[0]}, nearest.png", about)
+
+
+def describe(name: str | None) -> tuple:
+    """Return what a generator has learned, and empty what was found with the one before."""
+    (_, about, _), file, cache, data = load(name), find(name), "", "drawn faces"
+    if file.is_dir():
+        data, cache = runs.read_settings(file)["data"], runs.read_facts(file).get("cache", "")
+    elif "-celeba" in name:
+        data = "7,000 photographs of celebrities"
+    here = bool(cache) and (file / cache).is_file()
+    said = f"Learned from {data}, {about['image_size']} pixels a side, in {about['step']:,} steps."
+    said += "" if here else " Its training images are not on this machine."
+    return f"<p>{html.escape(said)}</p>", gr.Button(interactive=here), ""
 
 
 def explore_tab(page: gr.Blocks) -> None:
     """Lay out the first tab."""
-    number = {"precision": 0, "minimum": 0, "min_width": 100}
+    small, names = {"size": "sm", "min_width": 120}, sources()
     with gr.Row():
-        with gr.Column(min_width=300):
-            name = gr.Dropdown(sources(), value=sources()[0], label="Generator")
+        with gr.Column(scale=4, min_width=300):
+            name, learned = gr.Dropdown(names, label="Generator"), gr.HTML()
             with gr.Row():
-                seed = gr.Number(0, label="Seed", **number)
-                truncation = gr.Slider(0, 1, 1, label="Truncation", info="Less: more typical.")
-            images = gr.Image(label="Images of this seed: click one", **PIXELS)
-            with gr.Row():
-                which = gr.Radio(["first", "second"], value="first", label="A click chooses")
-                first = gr.Number(0, maximum=COUNT - 1, label="First image", **number)
-                second = gr.Number(1, maximum=COUNT - 1, label="Second image", **number)
-        with gr.Column(min_width=300):
-            image = gr.Image(label="The image that the sliders make", **PIXELS)
-            blend = gr.Slider(0, 1, 0, label="From the first image to the second")
+                seed = gr.Number(0, label="Seed", min_width=90)
+                first = gr.Number(1, label="First image", min_width=90)
+                second = gr.Number(2, label="Second image", min_width=90)
+            images = gr.HTML(js_on_load=SCRIPT + "choosing(element, trigger, watch)")
+        with gr.Column(scale=4, min_width=300):
+            image, note = gr.HTML(elem_classes="drawn large"), gr.HTML(elem_classes="note")
+            blend = gr.Slider(0, 1, 0, step=0.01, label="From the first image to the second")
+            info = "Shorter z: images more alike, and paler."
+            truncation = gr.Slider(SHORTEST, 1, 1, step=0.05, label="Truncation", info=info)
+        with gr.Column(scale=3, min_width=300):
             with gr.Row():
                 labels = [f"Direction {i + 1}" for i in range(DIRECTIONS)]
-                moves = [gr.Slider(-6, 6, 0, label=label, min_width=150) for label in labels]
-            with gr.Row():
-                back, loop = (
-                    gr.Button("Reset directions", min_width=90),
-                    gr.Button("Walk", min_width=90),
-                )
-                near = gr.Button("Nearest training image", min_width=90)
-            extra = gr.Image(type="filepath", visible=False, **PIXELS)
-    base = [name, seed, truncation]
-    choice = [*base, first, second, blend, *moves]
-    gr.on([one.change for one in base], sheet, base, images, api_name="sheet", **QUIET)
-    drawing = QUIET | {"queue": False}  # at once: the queue costs a third of the answer's time
-    gr.on([one.change for one in choice], draw, choice, image, api_name="draw", **drawing)
-    images.select(pick, [images, which, first, second], [first, second], api_name="pick")
-    back.click(lambda: [0] * DIRECTIONS, None, moves, api_name="reset_directions")
-    loop.click(walk, [*base, first], extra, api_name="walk")
-    near.click(neighbor, choice, extra, api_name="nearest")
+                moves = [gr.Slider(-6, 6, 0, label=label, min_width=200) for label in labels]
+            loop = gr.Button("Walk from the first to the second", **small)
+            near = gr.Button("Nearest training image", **small)
+            extra = gr.HTML(elem_classes="drawn")
+    pair = [name, seed, truncation, first, second]
+    choice, quiet = [*pair, blend, *moves], gr.HTML(visible=False)
+    events = [page.load, *(one.change for one in pair)]
+    listen(events, sheet, pair, [images], quiet, api_name="sheet", **QUIET)
+    events += [one.change for one in (blend, *moves)]  # not queued, which is a third faster
+    listen(events, draw, choice, [image], note, api_name="draw", queue=False, **QUIET)
+    images.select(pick, first, [first, second], api_name="pick")
+    listen([loop.click], walk, pair, [extra], note, api_name="walk")
+    listen([near.click], neighbor, choice, [extra], note, api_name="nearest")
+    events, about = [name.change, page.load], [learned, near, extra]
+    listen(events, describe, name, about, quiet, api_name="describe", **QUIET)
     page.load(lambda: gr.Dropdown(sources()), None, name, api_name="sources")
-    page.load(sheet, base, images, **QUIET).then(draw, choice, image, **QUIET)
 
 
 # ---- Train ----
@@ -253,33 +321,32 @@ def explore_tab(page: gr.Blocks) -> None:
 def start_training(run: Path, *flags: str) -> None:
     """Start train.py in a session of its own: a terminal's Ctrl-C ends it once, through here."""
     command = [sys.executable, TOP / run.parts[-4] / "train.py", f"--runs-dir={run.parent}", *flags]
-    errors, none = tempfile.TemporaryFile("w+", errors="replace"), subprocess.DEVNULL  # noqa: SIM115
-    streams = {"stdin": none, "stdout": none, "stderr": errors}
-    TRAININGS[run] = Training(subprocess.Popen(command, **streams, start_new_session=True), errors)
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    with Path(tempfile.gettempdir(), run.name).open("w") as errors:
+        streams |= {"stderr": errors, "start_new_session": True}
+        TRAININGS[run] = subprocess.Popen(command, **streams)
+    PAUSED.discard(run)
 
 
 def is_training(run: Path) -> bool:
     """Tell whether this program trains a run now."""
-    return run in TRAININGS and TRAININGS[run].process.poll() is None
+    return run in TRAININGS and TRAININGS[run].poll() is None
 
 
 def end_trainings() -> None:
     """Ask every training to save and end, and wait for it."""
-    active = [training.process for run, training in TRAININGS.items() if is_training(run)]
-    for process in active:
-        process.terminate()
-    for process in active:
+    for process in TRAININGS.values():
+        process.terminate()  # nothing, where it has ended
+    for process in TRAININGS.values():
         process.wait()
 
 
 def choose(run: Path | None = None) -> dict:
     """Renew the list of runs; choose this one, or else one in training, or else the newest."""
-    known = {name: path for name, path in run_folders().items() if "tensorboard" in path.parts}
-    first = [name for name, path in known.items() if path == run or (not run and is_training(path))]
-    return gr.Dropdown(list(known), value=next(iter([*first, *known]), None))
+    names = [name for name in run_names() if name.count("/") == 1]
+    return gr.Dropdown(names, value=name_of(run) if run else next(iter(names), None))
 
 
-@plainly
 def keep_upload(file: str) -> str:
     """Copy an uploaded zip to where it stays, for resuming, and return its path."""
     kept = TOP / "data" / "uploads" / f"{time.time_ns()}-{Path(file).name}"
@@ -287,54 +354,71 @@ def keep_upload(file: str) -> str:
     return str(shutil.copy(file, kept))
 
 
-@plainly
+def settings_of(model: str) -> dict[str, Any]:
+    """Return the settings of a model, of its quick.json or else of its train.py."""
+    quick = TOP / model / "quick.json"
+    settings = vars(planes.train_of(model).Config())
+    return settings | (runs.read_json(quick) if quick.is_file() else {})
+
+
+def defaults(model: str) -> tuple:
+    """Return a field for each setting; it is hidden if the model does not have it."""
+    known, fields = settings_of(model), planes.train_of(model).Config.__pydantic_fields__
+    about = {name: field.description for name, field in fields.items()}
+    shown = {name: {"visible": name in known, "info": about.get(name)} for name in SETTINGS}
+    return tuple(gr.Number(known.get(name), **rest) for name, rest in shown.items())
+
+
 def start(model: str, data: str, size: int, most: float, unit: str, *settings: float) -> dict:
     """Start a training with the settings of the page; train.py checks them."""
-    if model not in MODELS or unit not in ("seconds", "steps"):
+    if model not in runs.models() or unit not in ("seconds", "steps"):
         raise InputError(f"{model}, {unit}: no such model or unit.")
-    name = f"{datetime.now():%Y-%m-%d_%H-%M-%S_%f}"[:-3]
-    flags = [f"--config={TOP / model / 'quick.json'}", f"--name={name}", f"--data={data}"]
-    flags += [f"--image-size={size}", "--epochs=1000000", f"--max-{unit}={most}"]
-    for (setting, (models, _)), value in zip(TRAINING.items(), settings, strict=True):
-        names = ("g-width", "d-width") if setting == "width" else (setting.replace("_", "-"),)
-        flags += [f"--{flag}={value}" for flag in names if model in models]
+    limit = whole("The time to train for", most, 1, 10**8)
+    name, quick = f"{datetime.now():%Y-%m-%d_%H-%M-%S_%f}"[:-3], TOP / model / "quick.json"
+    flags = [f"--name={name}", f"--data={data}", f"--image-size={size}", "--epochs=1000000"]
+    flags += [f"--max-{unit}={limit}", *([f"--config={quick}"] if quick.is_file() else [])]
+    known, given = settings_of(model), zip(SETTINGS, settings, strict=True)
+    flags += [f"--{k.replace('_', '-')}={value}" for k, value in given if k in known]
     run = TOP / model / "tensorboard" / "runs" / name
     start_training(run, *flags)
     return choose(run)
 
 
-@plainly
-def pause(name: str) -> None:
+def pause(name: str) -> tuple:
     """Ask a training to save and end."""
     run = find(name)
     if not is_training(run):
         raise InputError(f"{name} is not in training here.")
-    TRAININGS[run].process.terminate()
+    TRAININGS[run].terminate()
+    PAUSED.add(run)
+    return ()
 
 
-@plainly
-def resume(name: str, most: float, unit: str) -> None:
+def resume(name: str, most: float, unit: str) -> tuple:
     """Resume a training; one that is finished gets so many more seconds or steps."""
     run, limits = find(name), []
     if is_training(run):
         raise InputError(f"{name} is in training already.")
     if runs.read_facts(run).get("finished"):
         column, other = ("step", "seconds") if unit == "steps" else ("seconds", "steps")
-        total = round(compare.numbers_of(compare.read_runs([run])[0])[column] + most)
+        done = compare.numbers_of(compare.read_runs([run])[0])[column]
+        total = round(done + whole("The time to train for", most, 1, 10**8))
         limits = ["--epochs=1000000", f"--max-{unit}={total}", f"--max-{other}=0"]
     start_training(run, f"--resume={run.name}", *limits)
+    return ()
 
 
-def state_of(run: Path) -> str:
-    """Say in a line how a training stands; the numbers are the last in its log."""
+def state_of(run: Path) -> tuple[str, str]:
+    """Say how a training stands, and what its log or its complaint says last."""
     log, begun = run / "train.log", (run / "run.json").is_file()
     state = "Finished" if begun and runs.read_facts(run).get("finished") else "Paused"
     if is_training(run):
         state = "In training" if begun else "Starting: reading the images"
-    elif run in TRAININGS and 0 < TRAININGS[run].process.returncode < 128:
-        TRAININGS[run].errors.seek(0)
-        line = (TRAININGS[run].errors.read().strip().splitlines() or ["no reason given"])[-1]
-        state = f"Stopped: {line.partition(': error: ')[2] or line}"
+        state = "Saving" if run in PAUSED else state
+    elif run in TRAININGS and 0 < TRAININGS[run].returncode < 128:
+        said = Path(tempfile.gettempdir(), run.name).read_text(errors="replace")
+        line = (said.strip().splitlines() or ["no reason given"])[-1]
+        return "Stopped", line.partition(": error: ")[2] or line
     elif (run / ".lock").is_file():  # held by its train.py
         try:
             with FileLock(run / ".lock", timeout=0):
@@ -342,229 +426,222 @@ def state_of(run: Path) -> str:
         except Timeout:
             state = "In training by another program"
     lines = log.read_text("utf-8", "replace").splitlines() if log.is_file() else []
-    steps = [line for line in lines if line.startswith("step ")]
-    return " · ".join([state, *steps[-1:]])
+    return state, next((line for line in reversed(lines) if line.startswith("step ")), "")
 
 
-def curves(run: Path) -> str:
-    """Draw the columns of metrics.csv: HTML."""
-    rows = compare.read_runs([run])[0].rows.dropna().to_dict("records")
-    rows = rows[:: len(rows) // planes.ROWS + 1]
-    if not rows:
-        return ""
-    second = "critic" if "wasserstein" in rows[0] else "discriminator"
-    charts = {"Losses": {"loss_d": second, "loss_g": "generator"}}
-    if "d_real" in rows[0]:
-        charts["Probabilities"] = {"d_real": "D(x), real", "d_fake": "D(G(z)), generated"}
-    single = ("wasserstein", "penalty", "slope", "clipped")
-    charts |= {name.capitalize(): {name: ""} for name in single if name in rows[0]}
-    drawn = (planes.chart(title, rows, names) for title, names in charts.items())
-    return f'<div class="plane">{"".join(drawn)}</div>'
-
-
-@plainly
-def watch(name: str | None, position: float, seen: tuple) -> Any:
-    """Return how a run stands, a frame, the slider and the curves, if anything is new.
+def watch(name: str | None, position: float, seen: tuple) -> tuple:
+    """Return the list of runs, how one stands, a frame, the slider and the curves, if new.
 
     `seen` is what the page shows: a slider at its end follows the newest frame.
     """
+    names = [name for name in run_names() if name.count("/") == 1]
     if not name:
-        return gr.skip()
-    run = find(name)
-    state, frames = state_of(run), runs.frames_of(run) if runs.has_frames(run) else []
-    now = (name, state, len(frames), position)
+        return gr.Dropdown(names), *[gr.skip()] * 5
+    (state, detail), frames = state_of(find(name)), runs.frames_of(find(name))
+    now, last = (name, names, state, detail, len(frames), position), len(frames) - 1
     if now == seen:
-        return gr.skip()
+        return (gr.skip(),) * 6
+    known = gr.skip() if seen[1:2] == (names,) else gr.Dropdown(names)
+    kind = "alert" if state == "Stopped" else "status"
+    said = f'<p role="{kind}"><b>{state}</b> {html.escape(detail)}</p>'
     if not frames:
-        return state, None, gr.skip(), "", now
-    last = len(frames) - 1
-    at = int(position) if seen[:1] == (name,) and position < seen[2] - 1 else last
+        slider = gr.Slider(0, 1, 0, label="Frame", interactive=False)
+        return known, said, "", slider, "", now
+    at = int(position) if seen[:1] == (name,) and position < seen[4] - 1 else last
+    label = f"Frame of step {int(frames[at].stem):,}"
+    slider = gr.Slider(0, max(1, last), at, step=1, label=label, interactive=last > 0)
     with Image.open(frames[at]) as file:
-        frame = ImageOps.scale(file.convert("RGB"), max(1, 600 // file.width), 0)  # 0: nearest
-    slider = gr.Slider(0, max(1, last), at, step=1, label=f"Frame of step {int(frames[at].stem):,}")
-    return state, frame, slider, curves(run), (*now[:3], at)
+        frame = embed(address_of(file), f"{name}, step {int(frames[at].stem)}.png", label)
+    rows = compare.read_runs([find(name)])[0].rows.to_dict("records")
+    rows = [{name: x for name, x in row.items() if x == x} for row in rows]  # without gaps
+    return known, said, frame, slider, planes.charts(rows), (*now[:5], at)
 
 
-@plainly
 def findings(name: str | None) -> str:
-    """Return what doctor.py says of a run: HTML."""
+    """Return what doctor.py finds in a run, in words of this page: HTML."""
     if not name or not (find(name) / "run.json").is_file():
         return ""
     with LOADING:
-        return f'<pre class="report">{html.escape(doctor.report(find(name)))}</pre>'
-
-
-def defaults(model: str) -> list[dict]:
-    """Return the settings that a model has, with the values of its quick.json and train.py."""
-    quick, config = runs.read_json(TOP / model / "quick.json"), planes.train_of(model).Config
-    fields = {name: "g_width" if name == "width" else name for name in TRAINING}
-    values = [quick.get(field, getattr(config, field, 1)) for field in fields.values()]
-    shown = [model in models for models, _ in TRAINING.values()]
-    return [gr.Number(value, visible=one) for value, one in zip(values, shown, strict=True)]
+        found, unjudged = doctor.examine(find(name))
+    said = "" if found else "<p>No problems found in what can be judged so far.</p>"
+    for one in found:
+        named = (s.removeprefix("--").partition(" ") for s in one.advice)
+        advice = [f"{flag.replace('-', '_')} {rest}" for flag, _, rest in named]
+        kept = [line for line in advice if line[0].isupper() or line.split()[0] in SETTINGS]
+        kept += ["Press Resume to train for longer"] * any(s.startswith("max_") for s in advice)
+        lines = [f"Seen: {'; '.join(one.evidence)}.", *(f"Try: {s}." for s in kept), one.source]
+        said += f"<p><b>{html.escape(f'{one.name.capitalize()}: {one.summary}')}</b></p><ul>"
+        said += "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>"
+    for check, reason in unjudged.items():
+        said += f"<p>Not judged yet: {html.escape(f'{check} ({reason})')}.</p>"
+    return f'<div class="report">{said}</div>'
 
 
 def train_tab(page: gr.Blocks) -> None:
     """Lay out the second tab."""
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            model = gr.Radio(list(MODELS), value="DCGAN", label="Model")
-            about = "faces (drawn), or the path of a folder or a zip file on this machine"
-            data = gr.Textbox("faces", label="Images", info=about)
+            model = gr.Radio(runs.models(), value=runs.models()[-1], label="Model")
+            info = "faces (drawn), or the path of a folder or a zip file on this machine"
+            data = gr.Textbox("faces", label="Images", info=info)
             upload = gr.UploadButton("Upload a zip file of images", file_types=[".zip"], size="sm")
             with gr.Row():
-                size = gr.Dropdown([16, 32, 64, 128], value=32, label="Pixels", min_width=80)
-                most = gr.Number(300, minimum=1, label="Train for", min_width=80)
-                unit = gr.Dropdown(["seconds", "steps"], label="Unit", min_width=100)
-            with gr.Accordion("Settings", open=False):
-                settings = [gr.Number(label=k, info=info) for k, (_, info) in TRAINING.items()]
+                size = gr.Dropdown([16, 32, 64, 128], value=32, label="Pixels", min_width=120)
+                most = gr.Number(300, label="Train for", min_width=90)
+                unit = gr.Dropdown(["seconds", "steps"], label="Unit", min_width=140)
+            with gr.Accordion("Settings", open=False), gr.Row():
+                own = [gr.Number(label=name, info=" ", min_width=200) for name in SETTINGS]
             with gr.Row():
-                begin = gr.Button("Start", variant="primary", min_width=80)
-                halt, again = gr.Button("Pause", min_width=80), gr.Button("Resume", min_width=80)
+                words, sizes = ("Start", "Pause", "Resume"), {"size": "md", "min_width": 80}
+                begin, halt, again = [gr.Button(word, **sizes) for word in words]
+            note, quiet = gr.HTML(elem_classes="note"), gr.HTML(visible=False)
         with gr.Column(scale=3, min_width=300):
-            name = gr.Dropdown([], label="Run")
-            state = gr.Markdown("No run yet. Press Start.")
-            frame = gr.Image(label="Images of the same noise, as they develop", **PIXELS)
-            position = gr.Slider(0, 1, 0, step=1, label="Frame")
+            name, state = gr.Dropdown([], label="Run"), gr.HTML("<p>No run yet. Press Start.</p>")
+            frame = gr.HTML(elem_classes="drawn")
+            position = gr.Slider(0, 1, 0, step=1, label="Frame", interactive=False)
+        with gr.Column(scale=2, min_width=300):
             drawn, said, seen = gr.HTML(), gr.HTML(), gr.State(())
-    model.change(defaults, model, settings, api_name="defaults", **QUIET)
-    upload.upload(keep_upload, upload, data, api_name="upload")
-    begin.click(start, [model, data, size, most, unit, *settings], name, api_name="start")
-    halt.click(pause, name, api_name="pause")
-    again.click(resume, [name, most, unit], api_name="resume")
-    often = [gr.Timer(1).tick, name.change, position.input]
-    shown = [state, frame, position, drawn, seen]
-    gr.on(often, watch, [name, position, seen], shown, api_name="watch", **QUIET)
-    gr.on([gr.Timer(20).tick, name.change], findings, name, said, api_name="findings", **QUIET)
+    listen([model.change, page.load], defaults, model, own, note, api_name="defaults", **QUIET)
+    listen([upload.upload], keep_upload, upload, [data], note, api_name="upload")
+    asked, shown = (
+        [model, data, size, most, unit, *own],
+        [name, state, frame, position, drawn, seen],
+    )
+    listen([begin.click], start, asked, [name], note, api_name="start")
+    listen([halt.click], pause, name, [], note, api_name="pause")
+    listen([again.click], resume, [name, most, unit], [], note, api_name="resume")
+    events, asked = [gr.Timer(1).tick, name.change, position.input], [name, position, seen]
+    listen(events, watch, asked, shown, quiet, api_name="watch", **QUIET)
+    name.change(lambda: "", None, said, **QUIET)  # what was said of another run
+    events = [gr.Timer(20).tick, name.change]
+    listen(events, findings, name, [said], quiet, api_name="findings", **QUIET)
     page.load(choose, None, name, api_name="runs")
-    page.load(defaults, model, settings, **QUIET)
 
 
 # ---- In the plane ----
 
 
-def fields_of(kind: str, lr: float, n_critic: float, clip: float, penalty: float) -> dict:
-    """Return fields of a Config."""
-    own = {"lr": 10**lr, "n_critic": int(n_critic), "clip_value": clip, "lambda_gp": penalty}
-    return own | {"minimax": KINDS[kind][1]}
+def kinds() -> dict[str, tuple]:
+    """Return KINDS, without those whose folder is gone, and with the models that were added."""
+    known = {kind: rest for kind, rest in KINDS.items() if rest[0] in runs.models()}
+    return known | {m: (m, {}, -3, 1) for m in runs.models() if m not in runs.PAPERS}
 
 
-def proper(kind: str) -> list[dict]:
-    """Return the sliders of a model, at values with which it learns."""
-    values = [*KINDS[kind][2:], 0.1, 1]
-    shown = [True, True, kind == "WGAN", kind == "WGAN-GP"]
-    return [gr.Slider(value=v, visible=one) for v, one in zip(values, shown, strict=True)]
-
-
-@plainly
-def reset(shape: str, kind: str, width: float, speed: float, *live: float) -> tuple:
+def reset(own: Tensor | None, layers: list, shape: str, kind: str, *sliders: float) -> tuple:
     """Start anew."""
-    plane = planes.make_plane(shape, KINDS[kind][0], int(width), **fields_of(kind, *live))
-    plane.speed = int(speed)
-    return plane, planes.picture(plane), planes.charts(plane)
+    (speed, *network), live, (folder, rest, *_) = sliders[:4], sliders[4:], kinds()[kind]
+    if shape == OWN and own is None:
+        raise InputError("First draw points of your own into the picture, with the mouse.")
+    points = own if shape == OWN else shape
+    plane = planes.make_plane(points, folder, *map(int, network), **rest)
+    return plane, tune(plane, layers, speed, *live), planes.charts(plane.history), ""
 
 
-def ready(plane: planes.Plane | None) -> planes.Plane:
-    """Return the training of a page, unless the page is still opening."""
+def switch(own: Tensor | None, layers: list, shape: str, kind: str, *sliders: float) -> tuple:
+    """Start another model anew, with settings at which it learns."""
+    folder, _, lr, n_critic = kinds()[kind]
+    values, known = (lr, lr, n_critic, 0.1, 1), settings_of(folder)
+    shown = [True, True, True, "clip_value" in known, "lambda_gp" in known]
+    live = [gr.Slider(value=v, visible=one) for v, one in zip(values, shown, strict=True)]
+    return *reset(own, layers, shape, kind, *sliders[:4], *values), *live
+
+
+def tune(plane: planes.Plane, layers: list, speed: float, *live: float) -> str:
+    """Change settings while it runs, and draw it."""
+    lr, d_lr, n_critic, clip, penalty = live
+    plane.speed, plane.layers, fields = int(speed), layers, {"lr": 10**lr, "d_lr": 10**d_lr}
+    fields |= {"n_critic": int(n_critic), "clip_value": clip, "lambda_gp": penalty}
+    planes.tune(plane, **fields)
+    return planes.picture(plane)
+
+
+def train_plane(plane: planes.Plane | None, how: str) -> Iterator[tuple]:
+    """Train and draw: play or slow motion until Pause, or one update of both networks or of one."""
     if plane is None:
         raise InputError("The page is still opening. Try again in a moment.")
-    return plane
+    while True:
+        for words in planes.train_on(plane, how):
+            words = f'<p role="status">{words}</p>'
+            yield planes.picture(plane), planes.charts(plane.history), words
+            time.sleep(PACE if how == "slow" else 0)
+        if how not in ("play", "slow"):
+            return
 
 
-@plainly
-def tune(plane: planes.Plane, kind: str, speed: float, *live: float) -> None:
-    """Change settings while it runs."""
-    planes.tune(ready(plane), int(speed), **fields_of(kind, *live))
-
-
-@plainly
-def one_step(plane: planes.Plane) -> tuple[str, str]:
-    """Take one generator update."""
-    planes.advance(ready(plane), 1)
-    return planes.picture(plane), planes.charts(plane)
-
-
-def play(plane: planes.Plane) -> Iterator[tuple[str, str]]:
-    """Train and draw until Pause, or until the page is closed."""
-    try:
-        while True:
-            planes.advance(ready(plane), plane.speed, seconds=0.02)  # for ten pictures a second
-            yield planes.picture(plane), planes.charts(plane)
-    except InputError as error:
-        raise gr.Error(str(error), print_exception=False) from None
+def trace(shape: str, own: Tensor | None, event: gr.EventData) -> tuple[Tensor, str]:
+    """Add points that were drawn into the picture, each from -1 to 1, to one's own."""
+    points = planes.SIDE * torch.tensor(event.points, dtype=torch.float32)
+    return torch.cat([own, points]) if shape == OWN and own is not None else points, OWN
 
 
 def plane_tab(page: gr.Blocks) -> None:
-    """Lay out the third tab: each setting says what to look for."""
-    plane = gr.State()
+    """Lay out the third tab."""
+    plane, own, small = gr.State(), gr.State(), {"size": "sm", "min_width": 70}
     with gr.Row():
-        with gr.Column(scale=3, min_width=300):
-            field = gr.HTML()
+        with gr.Column(scale=4, min_width=300):
+            field = gr.HTML(js_on_load=SCRIPT + "drawing(element, trigger)")
             with gr.Row():
-                small = {"size": "md", "min_width": 60}
-                go = gr.Button("Play", variant="primary", **small)
-                halt, step = gr.Button("Pause", **small), gr.Button("Step", **small)
-                anew = gr.Button("Reset", **small)
-        with gr.Column(scale=2, min_width=300):
+                words = ("Play", "Slow motion", "Step", "Critic alone", "Generator alone")
+                begin = [gr.Button(word, **small) for word in words]
+                halt, anew = gr.Button("Pause", **small), gr.Button("Reset", **small)
+            told, note = gr.HTML(), gr.HTML(elem_classes="note")
+        with gr.Column(scale=3, min_width=300):
             drawn = gr.HTML()
-        with gr.Column(scale=2, min_width=300):
-            info = "WGAN-GP covers all peaks; the simple GAN jumps from some to others."
-            shape = gr.Dropdown(list(planes.SHAPES), label="Real points")
-            kind = gr.Dropdown(list(KINDS), value="WGAN-GP", label="Model", info=info)
-            info = "Generator updates for each picture. At 1 you can follow single points."
-            speed = gr.Slider(1, 50, 5, step=1, label="Speed", info=info)
-            info = "Above -2 the points leave the picture; below -4 hardly anything moves."
-            lr = gr.Slider(-5, -1, -3, step=0.1, label="Learning rate, log10", info=info)
-            info = "Updates of the second network for one of the generator. At 1 it lags behind."
-            n_critic = gr.Slider(1, 20, 5, step=1, label="n_critic", info=info)
-            info = "Small: weights gather at the clamp, and slopes and arrows vanish."
-            clip = gr.Slider(0.01, 1, 0.1, label="Clamp", info=info, visible=False)
-            info = "0: watch the slopes run away. 10: watch the points overshoot."
-            penalty = gr.Slider(0, 10, 1, label="lambda", info=info)
-            info = "Units in each layer. With 4, the landscape cannot have eight peaks."
-            width = gr.Slider(4, 256, 64, step=4, label="Width", info=info)
-    live, out = [lr, n_critic, clip, penalty], [plane, field, drawn]
-    begin, own = [shape, kind, width, speed, *live], {"show_progress": "hidden"}
-    playing = go.click(play, plane, out[1:], api_name="play", concurrency_limit=None, **own)
-    own |= {"cancels": playing}
+        with gr.Column(scale=4, min_width=300):
+            with gr.Row():
+                shape = gr.Dropdown([*planes.SHAPES, OWN], label="Real points", min_width=150)
+                kind = gr.Dropdown(list(kinds()), label="Model", min_width=150)
+            layers = gr.CheckboxGroup(planes.LAYERS, value=[*planes.LAYERS[:4]], label="Shown")
+            with gr.Row(elem_classes="sliders"):
+                keys = ("label", "minimum", "maximum", "value", "step", "info")
+                sliders = [gr.Slider(**dict(zip(keys, one, strict=True))) for one in SLIDERS]
+    out, hidden, playing = [field, drawn, told], {"note": note, "show_progress": "hidden"}, []
+    for button, how in zip(begin, ("play", "slow", "step", "critic", "generator"), strict=True):
+        rest = {"api_name": how, "cancels": [*playing], "concurrency_limit": None, **hidden}
+        playing.append(listen([button.click], partial(train_plane, how=how), plane, out, **rest))
     halt.click(None, cancels=playing)
-    step.click(one_step, plane, out[1:], api_name="one_step", **own)
-    gr.on([anew.click, shape.input, width.release], reset, begin, out, api_name="reset", **own)
-    kind.input(proper, kind, live, api_name="proper", **own).then(reset, begin, out)
-    moved = [one.release for one in (speed, *live)]
-    gr.on(moved, tune, [plane, kind, speed, *live], api_name="tune", **QUIET)
-    page.load(reset, begin, out, api_name="plane", **QUIET)
+    hidden, out = hidden | {"cancels": playing}, [plane, *out]
+    asked, live = [own, layers, shape, kind, *sliders], sliders[4:]
+    events = [anew.click, page.load, *(one.change for one in (shape, own, *sliders[1:4]))]
+    listen(events, reset, asked, out, api_name="reset", **hidden)
+    listen([kind.input], switch, asked, [*out, *live], api_name="switch", **hidden)
+    asked = [plane, layers, sliders[0], *live]
+    events = [one.input for one in asked[1:]]
+    listen(events, tune, asked, [field], note, api_name="tune", **QUIET)
+    listen([field.input], trace, [shape, own], [own, shape], note, api_name="trace")
 
 
 # ---- Compare ----
 
 
-@plainly
 def compared(names: list[str]) -> tuple:
     """Return the table of runs, a CSV file of it, the last grids and the curves."""
     found = compare.read_runs([find(name) for name in names or [None]])
     file = Path(tempfile.mkdtemp()) / "compare.csv"
     compare.settings_and_numbers(found).to_csv(file, index=False)
-    with_frames = [run for run in found if runs.has_frames(run.path)]
-    last = [(runs.frames_of(run.path)[-1], run.label) for run in with_frames]
-    grids = [(Image.open(frame), f"{label}, step {int(frame.stem):,}") for frame, label in last]
-    gallery = gr.Gallery(grids, visible=bool(grids))
-    return compare.table(found).to_html(border=0), str(file), gallery, compare.figure(found)
+    grids = ""
+    for run, frames in ((run, runs.frames_of(run.path)) for run in found):
+        if frames:
+            about = f"{run.label}, step {int(frames[-1].stem):,}"
+            grids += embed(address_of(Image.open(frames[-1])), f"{about}.png", about)
+    file = gr.DownloadButton(value=str(file), interactive=True)
+    table = compare.table(found).to_html(border=0)
+    return f'<div class="grids">{grids}</div>', table, file, compare.figure(found)
 
 
 def compare_tab(tab: gr.Tab) -> None:
     """Lay out the fourth tab; it is slow to draw, so it is filled when it is opened."""
-    first = [f"results/{model}/celeba" for model in MODELS]
+    known = run_names()
+    first = [name for m in runs.models() if (name := f"results/{m}/celeba") in known]
     with gr.Row():
-        known = list(run_folders())
-        names = gr.Dropdown(
-            known, value=first, multiselect=True, label="Runs", scale=4, min_width=300
-        )
+        choice = {"multiselect": True, "label": "Runs", "scale": 4, "min_width": 300}
+        names = gr.Dropdown(known, value=first or known[:2], **choice)
         file = gr.DownloadButton("Numbers as CSV", scale=1, min_width=120)
-    grids = gr.Gallery(label="Last grids", columns=4, interactive=False, elem_classes="pixels")
-    shown = [gr.HTML(elem_classes="table"), file, grids, gr.Plot(show_label=False)]
-    names.change(compared, names, shown, api_name="compare", **QUIET)
-    tab.select(lambda: gr.Dropdown(list(run_folders())), None, names, api_name="choices")
-    tab.select(compared, names, shown, **QUIET)
+    note, grids = gr.HTML(elem_classes="note"), gr.HTML(elem_classes="drawn")
+    table, curves = gr.HTML(elem_classes="drawn table"), gr.Plot(show_label=False)
+    shown = [grids, table, file, curves]
+    tab.select(lambda: gr.Dropdown(run_names()), None, names, api_name="choices")
+    listen([names.change, tab.select], compared, names, shown, note, api_name="compare", **QUIET)
 
 
 # ---- The program ----
@@ -572,38 +649,41 @@ def compare_tab(tab: gr.Tab) -> None:
 
 def serve(host: str, port: int | None, browser: bool) -> gr.Blocks:
     """Serve the page in the background."""
+    words = TOP / "docs" / "play.md"  # of each tab: a paragraph, and the rest to unfold
+    parts = re.split("^## (.+)$", words.read_text("utf-8") if words.is_file() else "", flags=re.M)
+    sections = dict(zip(parts[1::2], parts[2::2], strict=True))
     torch.set_num_threads(1)  # for small networks a second thread costs more than it brings
     with gr.Blocks(title="GAN playground", analytics_enabled=False) as page:
         gr.Markdown("# GAN playground")
-        for name, fill in {"Explore": explore_tab, "Train": train_tab, "Plane": plane_tab}.items():
-            with gr.Tab(name):
-                fill(page)
-        with gr.Tab("Compare") as tab:
-            compare_tab(tab)
+        tabs = {"Explore": explore_tab, "Train": train_tab, "Plane": plane_tab}
+        for name, fill in (tabs | {"Compare": compare_tab}).items():
+            about, _, more = sections.get(name, "").strip().partition("\n\n")
+            with gr.Tab(name) as tab:
+                gr.Markdown(about)
+                with gr.Accordion("What is what, and exercises", open=False):
+                    gr.Markdown(more)
+                fill(tab if name == "Compare" else page)
     fonts = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}
     theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", **fonts)
+    theme.set(block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300")
     server = {"server_name": host, "server_port": port, "inbrowser": browser, "quiet": True}
     server |= {"share": False, "ssr_mode": False, "prevent_thread_lock": True, "footer_links": []}
-    page.launch(**server, theme=theme, css_paths=TOP / "play.css", max_file_size="2gb")
+    local = [os.environ.get("no_proxy"), "127.0.0.1,localhost"]  # gradio asks whether it serves
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, local))
+    try:
+        page.launch(**server, theme=theme, css_paths=TOP / "play.css", max_file_size="2gb")
+    except OSError as error:
+        raise InputError(f"--port {port}, --host {host}: in use, or none; name another") from error
     return page
 
 
 def main() -> None:
     """Serve the page until Ctrl-C; then the trainings save and end."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("--port", type=int, help="default: the first that is free from 7860")
-    risk = "others, with 0.0.0.0, can start trainings and read images here (default: 127.0.0.1)"
-    parser.add_argument("--host", default="127.0.0.1", help=risk)
-    parser.add_argument("--no-browser", action="store_true", help="only print the address")
-    args = parser.parse_args()
     runs.heed_signals()
-    for model in MODELS:
-        planes.train_of(model)  # here, since two threads must not import at once
-    with tempfile.TemporaryDirectory(prefix="gan-playground-") as scratch:
-        tempfile.tempdir = os.environ["GRADIO_TEMP_DIR"] = scratch
+    with tempfile.TemporaryDirectory("", "gan-playground-", ignore_cleanup_errors=True) as folder:
+        tempfile.tempdir = os.environ["GRADIO_TEMP_DIR"] = folder
         try:
-            page = serve(args.host, args.port, not args.no_browser)
+            page = serve(arguments.host, arguments.port, not arguments.no_browser)
             print(f"open {page.local_url} in a browser; Ctrl-C ends", flush=True)
             while True:
                 time.sleep(1)
@@ -611,8 +691,9 @@ def main() -> None:
             print("ending; trainings save")
         finally:
             end_trainings()
+            gr.close_all(verbose=False)  # so that nothing writes to a folder that is removed
 
 
 if __name__ == "__main__":
-    with runs.plain_errors():
+    with runs.utils().plain_errors():
         main()

@@ -1,7 +1,9 @@
 """play.py: what each control does, the page as a program and in a browser, and how it ends."""
 
+import base64
 import io
 import json
+import os
 import re
 import shutil
 import signal
@@ -14,13 +16,12 @@ from itertools import islice
 from types import SimpleNamespace
 from zipfile import ZipFile
 
-import gradio as gr
 import numpy as np
 import pandas as pd
 import psutil
 import pytest
 import torch
-from conftest import FOLDERS, TOP
+from conftest import FOLDERS, TOP, load, run_script
 from filelock import FileLock
 from gradio_client import Client
 from PIL import Image
@@ -34,7 +35,8 @@ import play
 import runs
 
 INCLUDED, SENT = "simpleGAN (included)", "Network.requestWillBeSent"
-TINY = (4, 4, 1, 0.01, 10, 0)  # width, batch, n_critic, clip_value, lambda_gp, seed
+TINY = {"lr": 7e-4, "batch_size": 5, "g_width": 6, "d_width": 3, "k": 2, "n_critic": 3}
+TINY |= {"clip_value": 0.013, "lambda_gp": 7.5, "beta1": 0.3, "dropout": 0.2, "seed": 11}
 
 
 def until(condition, seconds=180):
@@ -46,14 +48,20 @@ def until(condition, seconds=180):
     return found
 
 
+def images_in(text):
+    """Decode the images of a piece of HTML."""
+    found = re.findall(r"<img [^>]*base64,([^\"]+)", text)
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(one)))) for one in found]
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """Copy what play.py needs, and a zip of tiny images: nothing here writes to this checkout."""
     top = tmp_path_factory.mktemp("project") / "results"  # a name that means nothing out there
     others = shutil.ignore_patterns("tensorboard", "data", "__pycache__")
-    for name in (*FOLDERS, "assets/weights", "results"):
+    for name in (*FOLDERS, "assets/weights", "results", "docs"):
         shutil.copytree(TOP / name, top / name, ignore=others)
-    for file in (*TOP.glob("*.py"), TOP / "play.css"):
+    for file in (*TOP.glob("*.py"), *TOP.glob("play.*")):
         shutil.copy(file, top)
     with ZipFile(top / "tiny.zip", "w") as archive:
         for i in range(16):
@@ -73,151 +81,314 @@ def here(project, monkeypatch):
     play.TRAININGS.clear()
 
 
+def write_run(top, model, name, started, frames=(), rows=()):
+    """Write what the page reads of a run: a copy of a record under another name and date."""
+    run = top / model / "tensorboard/runs" / name
+    shutil.copytree(top / f"results/{model}/celeba", run)
+    facts = json.loads((run / "run.json").read_text()) | {"started": started, "finished": started}
+    (run / "run.json").write_text(json.dumps(facts))
+    shutil.copy(top / f"assets/weights/{model}.safetensors", run / "generator.safetensors")
+    if frames:
+        shutil.rmtree(run / "frames")
+        (run / "frames").mkdir()
+        for step, shade in frames:
+            Image.new("RGB", (6, 6), (shade, 0, 0)).save(run / f"frames/{step:06d}.png")
+    if rows:
+        (run / "metrics.csv").write_text("\n".join([*rows, ""]))
+    return run
+
+
 # ---- Explore ----
 
 
-def test_the_sheet_and_the_image_are_those_of_generate(here):
+def slerp(one, other, share):
+    """Go a share of the great circle from one z to another; lengths change linearly."""
+    angle = np.arccos(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
+    ends = np.sin((1 - share) * angle) * one / np.linalg.norm(one)
+    ends = ends + np.sin(share * angle) * other / np.linalg.norm(other)
+    length = (1 - share) * np.linalg.norm(one) + share * np.linalg.norm(other)
+    return length * ends / np.sin(angle)
+
+
+def test_the_image_is_that_of_a_great_circle_and_of_moves_along_the_directions(here):
     generator, about = runs.load_generator(here / "assets/weights/simpleGAN.safetensors")
-    zs = list(islice(generate.noise(3, about["arguments"]["z_dim"]), 16))
+    zs = torch.stack(list(islice(generate.noise(3, about["z_dim"]), 16)))
     images = next(generate.draw(generator, zs, 16))
-    assert play.sheet(INCLUDED, 3, 1) == generate.grid(images, 4, side=560)
-    for blend, shown in ((0, 5), (1, 7)):
-        image = np.array(play.draw(INCLUDED, 3, 1, 5, 7, blend, *[0] * 6).resize((32, 32), 0))
-        assert np.abs(image.astype(int) - images[shown]).max() <= 1
-    assert np.ptp([np.array(play.draw(INCLUDED, s, 0, 1, 2, 0)) for s in (1, 2)], 0).max() == 0
+    sheet = play.sheet(INCLUDED, 3, 1, 5, 7)
+    np.testing.assert_array_equal(images_in(sheet), images)
+    assert re.findall(r"<span>(.*?)</span>", sheet)[3:8] == ["4 ", "5 first", "6 ", "7 second", "8 "]
+    weight = next(generator.parameters()).detach().double().numpy()
+    _, vectors = np.linalg.eigh(weight.T @ weight)
+    directions = play.load(INCLUDED)[2].double().numpy()
+    for direction, expected in zip(directions, vectors.T[::-1], strict=False):
+        assert abs(direction @ expected) > 0.999  # largest first; the sign is free
+    moves = np.array([1.3, -2.1, 0.7, -0.4, 1.9, -2.7])
+    for truncation, blend in ((1, 0), (0.83, 0.37), (0.9, 1)):
+        one, other = truncation * zs[[4, 6]].double().numpy()
+        z = slerp(one, other, blend) + moves @ directions
+        expected = next(generate.draw(generator, [torch.tensor(z).float()], 1))[0]
+        drawn = play.draw(INCLUDED, 3, truncation, 5, 7, blend, *moves)
+        assert np.abs(images_in(drawn)[0].astype(int) - expected).max() <= 2
+    assert 'download="simpleGAN (included), seed 3, image 5.png"' in drawn
 
 
-@pytest.mark.parametrize("model", ["simpleGAN", "DCGAN"])
-def test_directions_are_those_that_change_the_first_layer_most(here, model):
-    generator, z, directions = play.sheet_of(f"{model} (included)", 0, 1)
-    first = next(layer for layer in generator.modules() if hasattr(layer, "weight"))
-    shape = (-1, z.shape[1], 1, 1) if model == "DCGAN" else (-1, z.shape[1])
-    with torch.no_grad():
-        apart = first(directions.view(shape)) - first(torch.zeros_like(directions).view(shape))
-        anywhere = torch.nn.functional.normalize(torch.randn(500, z.shape[1]), dim=1)
-        others = first(anywhere.view(shape)) - first(0 * anywhere.view(shape))
-    lengths = apart.flatten(1).norm(dim=1)
-    assert (lengths.diff() <= 1e-4).all() and lengths[0] >= others.flatten(1).norm(dim=1).max()
-    torch.testing.assert_close(directions @ directions.T, torch.eye(6), atol=1e-4, rtol=0)
-    moved = play.draw(f"{model} (included)", 0, 1, 0, 1, 0, 4, 0, 0, 0, 0, 0)
-    assert moved != play.draw(f"{model} (included)", 0, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0)
+def test_a_click_chooses_and_a_walk_goes_from_one_image_to_the_other_and_back(here, monkeypatch):
+    assert play.pick(3, SimpleNamespace(number=9)) == (9, 3)
+    assert play.pick(9, SimpleNamespace(number=9))[0] == 9
+    written = []
+    write = lambda file, frames, *_: (written.extend(frames), file.write_bytes(b"film"))  # noqa: E731
+    monkeypatch.setattr(play, "write_animation", write)
+    shown = play.walk(INCLUDED, 2, 1, 14, 3)
+    images = images_in(play.sheet(INCLUDED, 2, 1, 1, 2))
+    frames = [np.asarray(frame.resize((32, 32), 0)).astype(int) for frame in written]
+    nearest = [np.abs(images - frame).mean((1, 2, 3)).argmin() + 1 for frame in frames]
+    assert nearest[0] == 14 and nearest[len(frames) // 2] == 3 and nearest[-1] == 14
+    assert base64.b64encode(b"film").decode() in shown and "From image 14 to image 3" in shown
+    with pytest.raises(play.InputError, match="two different"):
+        play.walk(INCLUDED, 2, 1, 4, 4)
 
 
-def test_a_click_chooses_an_image_and_a_walk_is_a_loop(here):
-    picture, click = np.zeros((552, 552, 3)), SimpleNamespace(index=[300, 150])
-    assert play.pick(picture, "first", 0, 1, click) == (6, 1)
-    assert play.pick(picture, "second", 0, 1, click) == (0, 6)
-    generator, zs, _ = play.sheet_of(INCLUDED, 0, 1)
-    images = next(generate.draw(generator, zs, 16)).astype(int)
-    with Image.open(play.walk(INCLUDED, 0, 1, 14).value["path"]) as gif:
-        assert gif.n_frames > 60 and gif.info["loop"] == 0
-        start = np.asarray(gif.convert("RGB").resize((32, 32), 0))
-    assert np.abs(images - start).mean((1, 2, 3)).argmin() == 14
+OUT = [{0: "/etc/passwd"}, {0: "../secret"}, {0: None}, {1: 2**32}, {1: 1.5}, {1: None}, {3: 0}]
 
 
-@pytest.mark.parametrize("name", ["/etc/passwd", "../secret", "", None])
-def test_only_listed_runs_are_read(here, name):
-    for call in (play.sheet, play.draw):
-        with pytest.raises(gr.Error, match=r"no such run|Choose a run"):
-            call(name, 0, 1, *([0, 1, 0] if call is play.draw else []))
-    with pytest.raises(gr.Error, match=r"not on this machine|no such run|Choose"):
-        play.neighbor(name or INCLUDED, 0, 1, 0, 1, 0)
+@pytest.mark.parametrize("change", [*OUT, {3: 17}, {4: 99}, {4: 2.5}], ids=str)
+def test_what_is_not_listed_or_out_of_range_is_refused_in_a_sentence(here, change):
+    choice = [INCLUDED, 0, 1, 1, 2, 0.5]
+    for place, value in change.items():
+        choice[place] = value
+    expected = r"no such run|Choose a run|must be a whole number from [01] to [\d,]+\."
+    with pytest.raises(play.InputError, match=expected):
+        play.draw(*choice)
+
+
+def test_what_a_generator_has_learned_is_said(here):
+    said, near, extra = play.describe("WGAN-celeba (included)")
+    assert "photographs of celebrities" in said and "not on this machine" in said
+    assert (near.interactive, extra) == (False, "") and "drawn faces" in play.describe(INCLUDED)[0]
+    (here / "assets/weights/WGAN.safetensors").rename(here / "aside")
+    assert "WGAN (included)" not in play.sources()
+    (here / "aside").rename(here / "assets/weights/WGAN.safetensors")
 
 
 # ---- Train ----
 
 
+@pytest.mark.parametrize("model", FOLDERS)
+def test_settings_of_the_page_reach_train_py(here, model, monkeypatch):
+    asked = []
+    monkeypatch.setattr(play, "start_training", lambda run, *flags: asked.append((run, flags)))
+    play.start(model, "some/images", 64, 37, "steps", *TINY.values())
+    ((run, flags),) = asked
+    files = load(model)
+    config = files.utils.parse_config(files.train.Config, list(flags))
+    assert run == here / model / "tensorboard/runs" / config.name
+    own = {name for name in TINY if hasattr(config, name)}
+    assert {"lr", "batch_size", "g_width", "d_width", "seed"} <= own
+    assert {name: getattr(config, name) for name in own} == {name: TINY[name] for name in own}
+    given = {"max_steps": 37, "image_size": 64, "max_seconds": 0}
+    assert {name: getattr(config, name) for name in given} == given
+    assert str(config.data).endswith("some/images") and config.epochs >= 10**6
+    quick = json.loads((TOP / model / "quick.json").read_text())
+    assert config.frame_every == quick["frame_every"]
+    fields = dict(zip(play.SETTINGS, play.defaults(model), strict=True))
+    assert {name for name, field in fields.items() if field.visible} == own
+    expected = {name: quick.get(name, getattr(files.train.Config(), name)) for name in own}
+    assert {name: fields[name].value for name in own} == expected
+    for most in (0, -5, 1.5, None):
+        with pytest.raises(play.InputError, match="time to train for must be a whole number"):
+            play.start(model, "faces", 32, most, "seconds", *TINY.values())
+
+
+def numbers(count, *, start=1):
+    """Write metrics.csv."""
+    rows = [
+        f"{start + i},0,{64 * (start + i)},{0.5 + 1.25 * (start + i)},0.7,{i}" for i in range(count)
+    ]
+    return ["step,epoch,images,seconds,loss_d,loss_g", *rows]
+
+
+@pytest.mark.parametrize(
+    ("unit", "limits"),
+    [("steps", ("--max-steps=60", "--max-seconds=0")), ("seconds", ("--max-seconds=83", "--max-steps=0"))],
+)  # fmt: skip
+def test_a_finished_run_gets_so_many_more(here, monkeypatch, unit, limits):
+    run = write_run(here, "WGAN", f"more {unit}", "2026-01-01T00:00:00", rows=numbers(43))
+    asked = []
+    monkeypatch.setattr(play, "start_training", lambda run, *flags: asked.append((run, flags)))
+    play.resume(f"WGAN/more {unit}", {"steps": 17, "seconds": 29}[unit], unit)  # after 43, 54.25 s
+    expected = {*limits, f"--resume=more {unit}", "--epochs=1000000"}
+    assert asked[0][0] == run and {*asked[0][1]} == expected
+    facts = json.loads((run / "run.json").read_text())
+    del facts["finished"]
+    (run / "run.json").write_text(json.dumps(facts))
+    play.resume(f"WGAN/more {unit}", 17, unit)
+    assert asked[1][1] == (f"--resume=more {unit}",)  # a paused one has its limits
+
+
+def test_runs_are_listed_by_their_start_the_newest_first(here):
+    starts = {"b": "2026-11-29T09:00:00+05:00", "c": "2026-11-29T05:00:00+00:00"}
+    starts |= {"a": "2026-11-29T04:30:00+00:00"}
+    for name, start in starts.items():
+        write_run(here, "DCGAN", f"at {name}", start)
+    names = play.run_names()
+    own = [name for name in names if "/at " in name]
+    assert own == ["DCGAN/at c", "DCGAN/at a", "DCGAN/at b"]
+    first = next(i for i, name in enumerate(names) if name.startswith("results/"))
+    assert first > names.index("DCGAN/at b") and all(
+        n.startswith("results/") for n in names[first:]
+    )
+    assert "DCGAN/at b" in play.sources()
+    (here / "DCGAN/tensorboard/runs/at b/run.json").write_text("{")
+    assert "DCGAN/at b" not in play.run_names()
+
+
+def test_frames_and_curves_are_those_of_the_run_and_of_the_slider(here):
+    frames = [(0, 10), (20, 60), (1000, 90), (30, 120)]
+    write_run(here, "WGAN-GP", "watched", "2026-01-02T00:00:00", frames, numbers(5))
+    write_run(here, "WGAN-GP", "other", "2026-01-01T00:00:00", frames[:2], numbers(900))
+    write_run(here, "WGAN-GP", "empty", "2026-01-01T00:00:00", rows=numbers(0))
+    shutil.rmtree(here / "WGAN-GP/tensorboard/runs/empty/frames")
+    known, state, frame, slider, drawn, seen = play.watch("WGAN-GP/watched", 0, ())
+    assert "WGAN-GP/other" in [name for name, _ in known.choices] and 'role="status"' in state
+    assert images_in(frame)[0][0, 0, 0] == 90 and slider.label == "Frame of step 1,000"
+    assert slider.value == 3 and slider.maximum == 3 and ">4<" in drawn.replace("<b>4</b>", ">4<")
+    assert play.watch("WGAN-GP/watched", 3, seen)[0]["__type__"] == "update"  # nothing is new
+    _, _, frame, slider, _, seen = play.watch("WGAN-GP/watched", 2, seen)
+    assert images_in(frame)[0][0, 0, 0] == 120 and slider.value == 2
+    _, _, frame, slider, drawn, seen = play.watch("WGAN-GP/other", 2, seen)
+    assert images_in(frame)[0][0, 0, 0] == 60 and slider.value == 1 and "899" in drawn
+    _, _, frame, slider, drawn, seen = play.watch("WGAN-GP/empty", 1, seen)
+    assert (frame, drawn, slider.maximum, slider.interactive) == ("", "", 1, False)
+
+
 def test_a_training_ends_goes_on_pauses_and_is_explored(here):
     data = play.keep_upload(str(here / "tiny.zip"))
-    dropdown = play.start("WGAN", data, 16, 40, "steps", 1e-3, *TINY)
+    dropdown = play.start("WGAN", data, 16, 40, "steps", *TINY.values())
     name, run = dropdown.value, play.find(dropdown.value)
     assert run.parent == here / "WGAN/tensorboard/runs" and play.choose().value == name
     until(lambda: not play.is_training(run))
-    assert play.state_of(run).startswith("Finished · step 40/40, loss_d")
-    play.resume(name, 2, "seconds")
-    until(lambda: not play.is_training(run))
-    assert 2 <= runs.read_json(run / "parameters.json")["max_seconds"] <= 5
-
-    frames = len(list(run.glob("frames/*.png")))
+    state, line = play.state_of(run)
+    assert state == "Finished" and line.startswith("step 40/40, loss_d")
     play.resume(name, 100000, "steps")
-    until(lambda: len(list(run.glob("frames/*.png"))) > frames and play.is_training(run))
-    state, frame, slider, curves, seen = play.watch(name, 0, ())
-    assert state.startswith("In training") and frame.size == (584, 584) and slider.value == seen[3]
-    assert all(word in curves for word in ("Losses", "Clipped", "critic")) and seen[0] == name
-    with pytest.raises(gr.Error, match="in training already"):
+    until(lambda: len(list(run.glob("frames/*.png"))) > 3 and play.is_training(run))
+    assert play.state_of(run)[0] == "In training"
+    with pytest.raises(play.InputError, match="in training already"):
         play.resume(name, 5, "steps")
     play.pause(name)
+    assert play.state_of(run)[0] in ("Saving", "Paused")
     until(lambda: not play.is_training(run))
-    assert play.state_of(run).startswith("Paused") and runs.read_facts(run)["model"] == "WGAN"
-
+    assert play.state_of(run)[0] == "Paused" and runs.read_facts(run)["model"] == "WGAN"
+    assert runs.read_json(run / "parameters.json")["max_steps"] == 100040
     with FileLock(run / ".lock"):
-        assert play.state_of(run).startswith("In training by another program")
-    assert play.state_of(run).startswith("Paused")
+        assert play.state_of(run)[0] == "In training by another program"
+    assert play.state_of(run)[0] == "Paused"
 
-    now = play.watch(name, 99, ())[4]
-    assert play.watch(name, now[3], now) == gr.skip()  # nothing is new
-    assert play.watch(name, 0, now)[2].label == "Frame of step 0"
-    pair = play.neighbor(name, 0, 1, 0, 1, 0, *[0] * 6)
-    assert "nearest training image, at RMS distance" in pair.label
-    assert "WGAN" in play.findings(name) and name in play.sources()
+    assert name in play.sources() and play.describe(name)[1].interactive
+    choice = (name, 4, 1, 3, 5, 0.3, 0.5)
+    pair = play.neighbor(*choice)
+    trained, _ = runs.load_images(run, more_faces=0)
+    (image,) = images_in(play.draw(*choice))
+    distances = np.square(trained.astype(float) - image).mean((1, 2, 3))
+    assert f"at RMS distance {distances.min() ** 0.5:.1f} of 255" in pair
 
 
-def test_what_train_py_refuses_is_shown_in_its_words(here):
-    name = play.start("DCGAN", "no-such", 16, 5, "seconds", 1e-3, *TINY).value
+def test_a_start_that_fails_says_why_and_is_no_run(here):
+    name = play.start("DCGAN", "no-such", 16, 5, "seconds", *TINY.values()).value
     run = play.find(name)
+    assert name in play.run_names()  # while it starts
     until(lambda: not play.is_training(run))
-    assert play.state_of(run).startswith("Stopped: --data") and "no such" in play.state_of(run)
-    with pytest.raises(gr.Error, match="not in training"):
+    state = play.watch(name, 0, ())[1]
+    assert state.startswith('<p role="alert"><b>Stopped</b> --data') and "no such" in state
+    assert name not in play.run_names() and name not in play.sources()
+    with pytest.raises(play.InputError, match="not in training"):
         play.pause(name)
 
 
-def test_settings_of_a_model_are_its_own(here):
-    shown = {model: play.defaults(model) for model in FOLDERS}
-    visible = {
-        m: [k for k, s in zip(play.TRAINING, found, strict=True) if s.visible]
-        for m, found in shown.items()
-    }
-    assert visible["WGAN"] == ["lr", "width", "batch_size", "n_critic", "clip_value", "seed"]
-    assert "lambda_gp" in visible["WGAN-GP"] and "n_critic" not in visible["DCGAN"]
-    assert shown["WGAN-GP"][0].value == json.loads((here / "WGAN-GP/quick.json").read_text())["lr"]
+def test_the_report_speaks_in_words_of_the_page(here, monkeypatch):
+    write_run(here, "DCGAN", "judged", "2026-01-01T00:00:00")
+    Finding = play.doctor.Finding
+    advice = [
+        "--d-width 32 (was 64)",
+        "--r1 1.0 (was 0.0)",
+        "--max-seconds 0 (was 9)",
+        "Add images",
+    ]
+    found = [Finding("too short", "It <ended>.", ["steps = 3"], advice, "A, b")]
+    monkeypatch.setattr(play.doctor, "examine", lambda run: (found, {"few images": "step 3 of 9"}))
+    said = play.findings("DCGAN/judged")
+    words = re.sub("<[^>]*>", "\n", said)
+    assert "Try: d_width 32 (was 64)." in words and "Try: Add images." in words
+    assert "Press Resume" in words and "few images (step 3 of 9)" in words and "&lt;ended" in words
+    assert not re.search("--|r1|max.seconds|python", words)
+    monkeypatch.setattr(play.doctor, "examine", lambda run: ([], {}))
+    assert "No problems found" in play.findings("DCGAN/judged") and play.findings(None) == ""
+
+
+def test_a_model_that_was_added_is_offered_with_its_own_settings(here):
+    shutil.copytree(here / "DCGAN", here / "MyGAN", ignore=shutil.ignore_patterns("tensorboard"))
+    try:
+        fields = dict(zip(play.SETTINGS, play.defaults("MyGAN"), strict=True))
+        assert fields["lr"].visible and not fields["n_critic"].visible
+        values = [s.value for s in play.switch(None, [], "ring", "MyGAN", 2, 8, 2, 0)[4:]]
+        plane = play.reset(None, [], "ring", "MyGAN", 2, 8, 2, 0, *values)[0]
+        assert "step 1<" in next(play.train_plane(plane, "step"))[0]
+        assert "MyGAN (included)" not in play.sources()
+    finally:
+        shutil.rmtree(here / "MyGAN")
 
 
 # ---- Plane and Compare ----
 
 
 @pytest.mark.parametrize("kind", play.KINDS)
-def test_the_plane_plays_steps_and_is_tuned(kind):
-    values = [slider.value for slider in play.proper(kind)]
-    plane, field, charts = play.reset("ring", kind, 8, 3, *values)
-    assert "step 0<" in field and "Press Play" in charts
+def test_sliders_of_the_plane_set_what_they_say(kind):
+    live = (-2.3, -3.1, 7, 0.37, 4.3)
+    plane, field, curves, _ = play.reset(None, ["arrows"], "ring", kind, 3, 20, 2, 41, *live)
+    assert "step 0<" in field and "begin with" in curves and plane.layers == ["arrows"]
+    assert plane.generator[0].weight.shape == (20, 2) and len(list(plane.critic.parameters())) == 6
+    other = play.reset(None, ["arrows"], "ring", kind, 3, 20, 2, 40, *live)[0]
+    assert not torch.equal(plane.real, other.real)
+    rates = [o.param_groups[0]["lr"] for o in plane.optimizers]
+    assert rates == pytest.approx([10**-2.3, 10**-3.1]) and plane.config.n_critic == 7
+    assert getattr(plane.config, "clip_value", 0.37) == 0.37
+    assert getattr(plane.config, "lambda_gp", 4.3) == 4.3
     assert getattr(plane.config, "minimax", False) == ("minimax" in kind)
-    assert "step 1<" in play.one_step(plane)[0]
-    playing = play.play(plane)
-    assert "step 1<" not in next(playing)[0] and 2 <= plane.step <= 4
-    play.tune(plane, kind, 9, 8, 2, 0.5, 2)
-    updates = plane.config.k if "simple" in kind else plane.config.n_critic
-    assert (plane.speed, plane.config.lr, updates) == (9, 1e8, 2)
-    with pytest.raises(gr.Error, match="still opening"):
-        next(play.play(None))
-    with pytest.raises(gr.Error, match="diverged"):
-        list(islice(playing, 50))
+    for _, shown in zip(range(2), play.train_plane(plane, "play"), strict=False):
+        assert f"step {plane.step}<" in shown[0]
+    assert plane.step == 6  # as many updates for a picture as Speed says
+    play.tune(plane, ["real points"], 5, -4, -2, 2, 0.5, 2)
+    rates = [o.param_groups[0]["lr"] for o in plane.optimizers]
+    assert rates == pytest.approx([1e-4, 1e-2]) and (plane.speed, plane.config.n_critic) == (5, 2)
+    next(play.train_plane(plane, "play"))
+    assert plane.step == 11
+    shown, *sliders = play.switch(None, [], "ring", kind, 3, 20, 2, 41)[3:]
+    visible = [slider.visible for slider in sliders]
+    assert visible == [True, True, True, kind == "WGAN", kind == "WGAN-GP"]
 
 
-def test_probabilities_have_their_names(here):
-    found = play.curves(here / "results/DCGAN/celeba")
-    shown = [re.search(rf"{name} <b>([.\d]+)", found)[1] for name in (r"D\(x\), real", "generated")]
-    assert float(shown[0]) > 0.5 > float(shown[1])  # as in every training that goes well
+def test_points_of_your_own_are_drawn_from(tmp_path):
+    with pytest.raises(play.InputError, match="First draw points"):
+        play.reset(None, [], play.OWN, "WGAN", 1, 8, 2, 0, -3, -3, 1, 0.1, 1)
+    own, shape = play.trace("ring", None, SimpleNamespace(points=[[0.25, -0.5], [-0.75, 0.125]]))
+    torch.testing.assert_close(own, 1.6 * torch.tensor([[0.25, -0.5], [-0.75, 0.125]]))
+    more, _ = play.trace(shape, own, SimpleNamespace(points=[[0, 0]]))
+    assert len(more) == 3 and len(play.trace("ring", own, SimpleNamespace(points=[[0, 0]]))[0]) == 1
+    plane = play.reset(own, [], shape, "WGAN", 1, 8, 2, 0, -3, -3, 1, 0.1, 1)[0]
+    apart = torch.cdist(plane.real.flatten(1), own).min(1)
+    assert apart.values.max() < 0.15 and set(apart.indices.tolist()) == {0, 1}
+    with pytest.raises(play.InputError, match="still opening"):
+        next(play.train_plane(None, "play"))
 
 
 def test_comparison_is_that_of_compare(here):
     names = [f"results/{model}/celeba" for model in ("WGAN", "DCGAN")]
-    table, file, gallery, figure = play.compared(names)
+    grids, table, file, figure = play.compared(names)
     found = compare.read_runs([here / name for name in names])
     assert table == compare.table(found).to_html(border=0)
-    rows = pd.read_csv(file)
+    rows = pd.read_csv(file.value["path"])
     assert list(rows["model"]) == ["WGAN", "DCGAN"] and list(rows["image_size"]) == [64, 64]
-    assert len(figure.data) == len(compare.figure(found).data) and len(gallery.value) == 2
-    with pytest.raises(gr.Error, match="Choose a run"):
+    assert len(figure.data) == len(compare.figure(found).data) and len(images_in(grids)) == 2
+    with pytest.raises(play.InputError, match="Choose a run"):
         play.compared([])
 
 
@@ -225,16 +396,14 @@ def test_comparison_is_that_of_compare(here):
 
 
 @pytest.fixture(scope="module")
-def served(project):
+def served(project, tmp_path_factory):
     """Run play.py as a user would; at its end, nothing that it started may be left."""
+    scratch = tmp_path_factory.mktemp("scratch")
+    proxy = dict.fromkeys(("http_proxy", "HTTP_PROXY"), "http://127.0.0.1:9")
+    environment = os.environ | proxy | {"TMPDIR": str(scratch)}
     command = [sys.executable, "play.py", "--no-browser"]
-    program = subprocess.Popen(
-        command,
-        cwd=project,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    program = subprocess.Popen(command, cwd=project, env=environment, **pipes)
     line = program.stdout.readline()
     yield SimpleNamespace(url=re.search(r"http://127\.0\.0\.1:\d+/", line)[0], program=program)
     children = psutil.Process(program.pid).children(recursive=True)
@@ -242,20 +411,24 @@ def served(project):
     out, errors = program.communicate(timeout=60)
     assert program.returncode == 0 and "trainings save" in out and "Traceback" not in errors
     assert not any(child.is_running() for child in children)
+    assert list(scratch.glob("gan-playground-*")) == []
 
 
 def test_pages_have_planes_of_their_own_and_files_stay_private(served, project):
     one, other = (Client(served.url, verbose=False) for _ in range(2))
-    start = ("ring", "WGAN", 8, 5, -3, 1, 0.1, 1)
+    start = (["real points"], "ring", "WGAN", 2, 8, 2, 0, -3, -3, 1, 0.1, 1)
     for client in (one, other):
         client.predict(*start, api_name="/reset")
-    assert "step 1<" in one.predict(api_name="/one_step")[0]
-    assert "step 2<" in one.predict(api_name="/one_step")[0]
-    assert "step 1<" in other.predict(api_name="/one_step")[0]
-    pick = next(d for d in one.config["dependencies"] if d["api_name"] == "pick")
-    assert pick["inputs"][2:] == pick["outputs"]  # a click leaves the other choice as it is
-    drawn = one.predict(INCLUDED, 0, 1, 0, 1, 0, *[0] * 6, api_name="/draw")
-    assert Image.open(drawn).size == (544, 544)
+    assert "step 1<" in one.predict(api_name="/step")[0]
+    assert "step 2<" in one.predict(api_name="/step")[0]
+    assert "step 1<" in other.predict(api_name="/step")[0]
+    choice = [INCLUDED, 0, 1, 99, 2, 0, *[0] * 6]
+    drawn, said = one.predict(*choice, api_name="/draw")
+    assert drawn == "" and re.search(
+        r'role="alert">The number of an image must be .* 1 to 16', said
+    )
+    choice[3] = 9
+    assert one.predict(*choice, api_name="/draw")[1] == ""
     for file in (project / "play.py", project / "tiny.zip", "/etc/passwd"):
         with pytest.raises(urllib.error.HTTPError, match="403"):
             urllib.request.urlopen(f"{served.url}gradio_api/file={file}")
@@ -278,6 +451,13 @@ def browser():
         yield driver
 
 
+LABELED = """
+const e = document.activeElement;
+return [e.innerText, e.getAttribute("aria-label"), ...[...(e.labels ?? [])].map(l => l.innerText),
+        e.closest(".block")?.innerText, e.type].join(" ");
+"""
+
+
 def test_in_a_browser_each_tab_works_and_nothing_foreign_is_asked_for(served, browser, project):
     def errors():
         """Return what the console holds and empty it."""
@@ -296,6 +476,17 @@ def test_in_a_browser_each_tab_works_and_nothing_foreign_is_asked_for(served, br
             "document.querySelector(arguments[0]).click()", f"{css}[data-place='{place}']"
         )
 
+    def press(*keys):
+        webdriver.ActionChains(browser).send_keys(*keys).perform()
+
+    def reach(pattern):
+        """Press Tab until what has the focus is named so."""
+        for _ in range(120):
+            press(Keys.TAB)
+            if re.search(pattern, browser.execute_script(LABELED), re.S):
+                return
+        raise AssertionError(f"{pattern} is out of reach of the keyboard")
+
     def write(css, place, text):
         until(lambda: len(shown(css)) > place)
         found = [e for e in browser.find_elements(By.CSS_SELECTOR, css) if e.is_displayed()]
@@ -306,35 +497,50 @@ def test_in_a_browser_each_tab_works_and_nothing_foreign_is_asked_for(served, br
         return until(lambda: re.search(pattern, " ".join(shown(css))))
 
     browser.get(served.url)
-    until(lambda: len(shown("img")) > 1)
-    before = shown("img", "src")[1]
-    write("input[type=number]", 4, 0.5)  # from the first image to the second
-    until(lambda: shown("img", "src")[1] != before)
+    until(lambda: shown(".large img") and len(shown(".sheet img")) == 16)
+    assert all(shown("img", "alt"))
+    before = shown(".large img", "src")[0]
+    reach("^7")  # an image of the sheet, by keyboard alone
+    press(Keys.ENTER)
+    until(lambda: "7 first" in shown(".sheet button") and shown(".large img", "src")[0] != before)
+    assert "1 second" in shown(".sheet button")
+    before = shown(".large img", "src")[0]
+    reach("From the first.*range")
+    press(*[Keys.ARROW_RIGHT] * 3)
+    until(lambda: shown(".large img", "src")[0] != before)
+    write("input[type=number]", 1, 99)
+    said(".note", "must be a whole number from 1 to 16")
+    assert shown(".large img") == []
 
     click("button[role=tab]", "Plane")
+    said(".plane", "step 0")
     click("button", "Play")
     said(".plane", r"step [1-9]\d")
     click("button", "Pause")
-    time.sleep(1)
+    time.sleep(2)
     text = shown(".plane")
-    time.sleep(0.5)
+    reach("lambda.*number")  # a field that is only visited changes nothing
+    reach("Play|Explore")
+    time.sleep(1)
     assert shown(".plane") == text
+    click("label", "manifold")
+    said(".plane", "a grid of z")
 
     click("button[role=tab]", "Train")
     write("input[type=text], textarea", 0, project / "tiny.zip")
     click("button", "Settings")
-    write("input[type=number]", 3, 8)  # batch_size
+    write("input[type=number]", 2, 8)  # batch_size
     click("button", "Start")
-    said(".prose", "In training")
+    said("[role=status]", "In training")
     assert errors() == []
     browser.refresh()  # a new page finds it
     errors()  # the old page complains if the refresh cut off a request
     click("button[role=tab]", "Train")
-    said(".prose", "In training")
+    said("[role=status]", "In training")
     click("button", "Pause")
-    said(".prose", "Paused")
+    said("[role=status]", "Paused")
     click("button", "Resume")
-    said(".prose", "In training")  # until the program ends, see `served`
+    said("[role=status]", "In training")  # until the program ends, see `served`
 
     click("button[role=tab]", "Compare")
     said(".table th", "swd")
@@ -345,7 +551,10 @@ def test_in_a_browser_each_tab_works_and_nothing_foreign_is_asked_for(served, br
     assert errors() == []
 
 
-def test_a_busy_port_is_said(served, here):
-    port = int(re.search(r":(\d+)/", served.url)[1])
-    with pytest.raises(OSError, match=str(port)):
-        play.serve("127.0.0.1", port, False)
+def test_help_is_quick_and_a_busy_port_is_said(served):
+    port = re.search(r":(\d+)/", served.url)[1]
+    done = run_script(TOP / "play.py", "--no-browser", "--port", port)
+    assert done.returncode == 2 and f"--port {port}: in use; name another" in done.stderr
+    before = os.times().children_user
+    done = subprocess.run([sys.executable, TOP / "play.py", "--help"], capture_output=True)
+    assert b"--no-browser" in done.stdout and os.times().children_user - before < 1.5

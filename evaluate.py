@@ -76,8 +76,10 @@ def images_of(file: Path, run: Path | None, about: dict, arguments: Namespace) -
         raise runs.utils().InputError(f"{file} {line}")
     size, channels = about["image_size"], about["channels"]
     folder = runs.model_folder(about["model"], file.parent, arguments.model_dir)
-    data = runs.load_file_of(folder, "data")
-    images = data.load_images(arguments.data, "", size, channels, 1, 0).images
+    data, shape = runs.load_file_of(folder, "data"), {"image_size": size, "channels": channels}
+    settings = {"data": arguments.data, "batch_size": 1, **shape}
+    config = runs.load_file_of(folder, "train").Config(**settings)
+    images = data.load_images(config).images
     faces = data.draw_faces(2500, size, seed=1) if arguments.data == "faces" else []
     return images, np.array([data.decode(face, size, channels) for face in faces]), "drawn"
 

@@ -9,7 +9,7 @@ import threading
 from argparse import ArgumentTypeError
 from functools import cache
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -203,12 +203,12 @@ def load_images(run: Path, more_faces: int = 2500, model_dir: Path | None = None
     facts, settings = read_facts(run), read_settings(run)
     data = load_file_of(model_folder(facts["model"], run, model_dir), "data")
     place = settings["data_dir"] if Path(settings["data_dir"]).is_dir() else ""
-    rest = [settings.get(n, 0) for n in ("image_size", "channels", "batch_size", "hold_out")]
+    config = SimpleNamespace(**{"hold_out": 0} | settings | {"data_dir": place})
     try:
         try:
-            found = data.open_cache(run / facts.get("cache", ""), rest[-1])
+            found = data.open_cache(run / facts.get("cache", ""), config.hold_out)
         except data.Damaged:  # it was deleted, or the run comes from elsewhere
-            found = data.load_images(settings["data"], place, *rest)
+            found = data.load_images(config)
     except (data.InputError, data.RunError) as error:
         raise utils().InputError(f"{run}: its images cannot be found again: {error}") from None
     if found.digest != facts["pictures"]["digest"]:

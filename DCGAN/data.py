@@ -55,42 +55,45 @@ class Damaged(RunError):
     """A cache of decoded images is missing, not whole, or of other images."""
 
 
-def load_images(
-    data: str, data_dir: str, image_size: int, channels: int | str, batch_size: int, hold_out: int
-) -> Dataset:
+def load_images(config: Any) -> Dataset:
     """Decode images once, and from then on map the cached array into memory.
 
-    The arguments are settings of train.py. Each process needs `batch_size` images besides
-    the last `hold_out`, which training never sees.
+    Args:
+        config: Has data, data_dir, image_size, channels, batch_size and hold_out, as in
+            train.py. Each process needs batch_size images besides the last hold_out, which
+            training never sees.
 
     Raises:
         InputError: There is no such folder or name, or too few images can be read.
         RunError: A download failed, or the cache cannot be written.
     """
-    root = Path(data_dir) if data_dir else HERE / "data"
-    place = data if data in DATASETS else os.path.realpath(data)
+    root = Path(config.data_dir) if config.data_dir else HERE / "data"
+    place = config.data if config.data in DATASETS else os.path.realpath(config.data)
     for name in (place, str(root)):
         if name.encode(errors="ignore").decode() != name:
             raise InputError(f"{name!r}: the name is not UTF-8; rename it")
-    items, facts, left_out = list_images(data, root, image_size)
-    key = hashlib.sha256(json.dumps([FORMAT, place, image_size, channels]).encode()).hexdigest()
-    cache = root / "cache" / f"{Path(place).stem[:50]}-{image_size}-{key[:16]}.bytes"
+    items, facts, left_out = list_images(config.data, root, config.image_size)
+    identity = json.dumps([FORMAT, place, config.image_size, config.channels])
+    key = hashlib.sha256(identity.encode()).hexdigest()
+    cache = root / "cache" / f"{Path(place).stem[:50]}-{config.image_size}-{key[:16]}.bytes"
     try:
         with FileLock(cache.with_suffix(".lock")):  # other processes wait while one decodes
             try:
-                found = open_cache(cache, hold_out, facts["version"])
+                found = open_cache(cache, config.hold_out, facts["version"])
             except Damaged:
-                build_cache(cache, items, facts, image_size, channels)
-                found = open_cache(cache, hold_out)
+                build_cache(cache, items, facts, config.image_size, config.channels)
+                found = open_cache(cache, config.hold_out)
     except OSError as error:
         raise RunError(f"{error} (--data-dir names another folder for decoded images)") from None
     found = found._replace(skipped=left_out + found.skipped)
     most = len(found.images) // processes()
-    if most < batch_size:
-        images = f"{len(found.images)} images" + f" besides {hold_out} held out" * (hold_out > 0)
-        asked = f"--batch-size {batch_size}" + f" in {processes()} processes" * (processes() > 1)
+    if most < config.batch_size:
+        images = f"{len(found.images)} images"
+        images += f" besides {config.hold_out} held out" * (config.hold_out > 0)
+        asked = f"--batch-size {config.batch_size}"
+        asked += f" in {processes()} processes" * (processes() > 1)
         advice = "; ".join([f"try --batch-size {most}"] * (most > 0) + found.skipped[:2])
-        raise InputError(f"--data {data}: {images} are fewer than {asked}; {advice}")
+        raise InputError(f"--data {config.data}: {images} are fewer than {asked}; {advice}")
     return found
 
 

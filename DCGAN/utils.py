@@ -510,6 +510,7 @@ class Run:
             "device": f"{device} ({kind})",
             "precision": config.precision,
             "processes": processes(),
+            "images_per_step": self.images_per_step,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "git_commit": git_commit(),
@@ -590,7 +591,7 @@ class Run:
         if held_out := len(self.dataset.held_out):
             self.say(f"held out    {held_out:,} more, which training never sees")
         if skipped := self.dataset.skipped:
-            more = f"; {len(skipped) - 5:,} more" * (len(skipped) > 5)
+            more = f"; and {len(skipped) - 5:,} more" * (len(skipped) > 5)
             self.say(f"skipped     {'; '.join(skipped[:5])}{more}")
         self.say(f"run         {self.path}" + f", from step {self.step}" * (self.step > 0))
         enough = math.ceil(0.3 / self.config.lr)

@@ -140,14 +140,7 @@ def generator_step(
 def train(config: Config) -> Path:
     """Run Algorithm 1 from the start or from a checkpoint, and return the run folder."""
     device, config = utils.set_up(config)
-    dataset = load_images(
-        config.data,
-        config.data_dir,
-        config.image_size,
-        config.channels,
-        config.batch_size,
-        config.hold_out,
-    )
+    dataset = load_images(config)
     shape = {"image_size": config.image_size, "channels": dataset.images.shape[3]}
     generator_arguments = {"z_dim": config.z_dim, **shape, "width": config.g_width}
     generator = Generator(**generator_arguments)

@@ -64,8 +64,9 @@ def numbers_of(images: np.ndarray, training: np.ndarray) -> dict[str, float]:
 
 def measure_precision(args: argparse.Namespace, folder: str) -> list[dict]:
     """Train in both precisions; return three rows."""
-    load_images, rows = runs.load_file_of(args.model, "data").load_images, []
-    training = load_images(args.data, folder, 32, "data", 64, 0).images
+    settings = {"data": args.data, "data_dir": folder, "image_size": 32}
+    config = runs.load_file_of(args.model, "train").Config(**settings)
+    training, rows = runs.load_file_of(args.model, "data").load_images(config).images, []
 
     def train(precision: str, *settings: str) -> None:
         command = [sys.executable, "train.py", *settings, "--epochs=100000", f"--runs-dir={folder}"]
@@ -137,8 +138,9 @@ def peer(args: argparse.Namespace, folder: str, note: Callable[[nn.Module], None
 
 def measure_peers(args: argparse.Namespace, folder: str) -> list[dict]:
     """Train both sides at once; return two rows."""
-    load_images = runs.load_file_of("DCGAN", "data").load_images
-    training, rows = load_images(args.data, folder, 64, "data", 64, HOLD_OUT).images, []
+    settings = {"data": args.data, "data_dir": folder, "hold_out": HOLD_OUT}
+    config = runs.load_file_of("DCGAN", "train").Config(**settings)
+    training, rows = runs.load_file_of("DCGAN", "data").load_images(config).images, []
     Path(folder, "png", "all").mkdir(parents=True)
     for i, image in enumerate(training):
         Image.fromarray(image).save(Path(folder, "png", "all", f"{i:06d}.png"))

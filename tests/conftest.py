@@ -84,6 +84,13 @@ def run_script(script: Path, *arguments, cwd=None, **environment) -> subprocess.
     return subprocess.CompletedProcess(arguments, process.exitcode, *texts)
 
 
+def load_images(files, data, data_dir, size=16, channels="data", batch_size=1, hold_out=0):
+    """Decode images as a training with these settings would."""
+    names = ("data", "data_dir", "image_size", "channels", "batch_size", "hold_out")
+    values = (str(data), str(data_dir), size, channels, batch_size, hold_out)
+    return files.data.load_images(SimpleNamespace(**dict(zip(names, values, strict=True))))
+
+
 def rows_of(run: Path, *but: str) -> list[dict[str, str]]:
     """Read metrics.csv without some columns."""
     with open(run / "metrics.csv", newline="") as file:

@@ -21,7 +21,7 @@ import psutil
 import pytest
 import torch
 import torchvision.datasets
-from conftest import FOLDERS, TOP, load, noise_images, train, write_images
+from conftest import FOLDERS, TOP, load, load_images, noise_images, train, write_images
 from PIL import Image, PngImagePlugin
 from safetensors import safe_open
 
@@ -34,7 +34,7 @@ files = load("WGAN")
 
 def read(source, place, size=16, channels="data", batch_size=1, hold_out=0):
     asked = (size, channels, batch_size, hold_out)
-    return files.data.load_images(str(source), str(place / "data"), *asked)
+    return load_images(files, source, place / "data", *asked)
 
 
 def refusal(*args) -> str:
@@ -288,7 +288,7 @@ def test_names_that_are_not_utf_8_are_refused_before_anything_is_made_or_work(tm
 
 def test_the_cache_is_beside_the_code_by_default(tmp_path, monkeypatch):
     monkeypatch.setattr(files.data, "HERE", tmp_path)
-    found = files.data.load_images(str(numbered(tmp_path / "p", NAMES)), "", 16, 3, 1, 0)
+    found = load_images(files, numbered(tmp_path / "p", NAMES), "")
     assert found.cache.parent == tmp_path / "data" / "cache"
 
 
@@ -560,7 +560,7 @@ def test_faces_that_are_drawn_otherwise_are_decoded_anew(tmp_path, monkeypatch):
 
 
 def test_10_000_faces_are_the_default_and_finer_at_larger_sizes(data_dir):
-    found = files.data.load_images("faces", data_dir, 16, "data", 1, 0).images
+    found = load_images(files, "faces", data_dir).images
     assert found.shape == (10_000, 16, 16, 3)
     assert (found[:700] == np.stack(list(files.data.draw_faces(700, 16, 0)))).all()
     large = np.stack(list(files.data.draw_faces(16, 32)))

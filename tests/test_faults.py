@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TOP, assert_equal, load, noise_images, write_images
+from conftest import TOP, assert_equal, load, load_images, noise_images, write_images
 from PIL import Image
 from safetensors.torch import save_file
 from tqdm import tqdm
@@ -73,9 +73,8 @@ def failure(capsys, *training) -> tuple[int, str]:
     return ended.value.code, line
 
 
-def load_images(tmp_path: Path):
-    where = str(tmp_path / "p"), str(tmp_path / "data")
-    return load("DCGAN").data.load_images(*where, 16, "data", 8, 0)
+def images_of(tmp_path: Path, data="p"):
+    return load_images(load("DCGAN"), tmp_path / data, tmp_path / "data", batch_size=8)
 
 
 def forked(job, after: float | None = None) -> tuple[int, str]:
@@ -230,7 +229,7 @@ def test_a_disk_that_fills_up_while_images_are_decoded_is_one_line(flags, tmp_pa
     assert code == 1 and said.count("\n") == 1 and "File too large" in said
     assert str(tmp_path / "data" / "cache") in said and not (tmp_path / "runs").exists()
     assert [file.suffix for file in (tmp_path / "data" / "cache").iterdir()] == [".lock"]
-    assert len(load_images(tmp_path).images) == 24
+    assert len(images_of(tmp_path).images) == 24
 
 
 DAMAGE = [
@@ -353,7 +352,7 @@ def test_hostile_images_are_skipped_by_name_and_training_goes_on(flags, tmp_path
     os.truncate(os.open(tmp_path / "p" / "large.png", os.O_CREAT | os.O_WRONLY), 10**9)
     (tmp_path / "p" / "folder.png").mkdir()
     train(flags, "--max-steps 1")
-    out, skipped = capsys.readouterr().out, load_images(tmp_path).skipped
+    out, skipped = capsys.readouterr().out, images_of(tmp_path).skipped
     left_out = {
         "pipe.png": "neither file",
         "broken_link.png": "No such file",
@@ -363,7 +362,7 @@ def test_hostile_images_are_skipped_by_name_and_training_goes_on(flags, tmp_path
         re.search(f"{reason}[^(]*\\([^)]*{name}", skipped[0]) for name, reason in left_out.items()
     )
     assert {Path(line.partition(":")[0]).name for line in skipped[1:]} == {*hostile_images()}
-    assert "skipped     1 " in out and "object at" not in "".join(skipped)
+    assert "skipped     not read: 1 " in out and "; and 2 more" in out and "object at" not in "".join(skipped)
     assert "images      24 of" in out and "finished" in out
 
 
@@ -386,8 +385,7 @@ def test_a_hostile_zip_is_read_without_writing_anything(flags, tmp_path, capsys)
     train([*flags, f"--data={place / 'x.zip'}"], "--max-steps 1")
     out = capsys.readouterr().out
     assert "1 locked by a password (locked.png)" in out and "images      8 of" in out
-    where = str(place / "x.zip"), str(tmp_path / "data")
-    damaged = load("DCGAN").data.load_images(*where, 16, "data", 8, 0).skipped
+    damaged = images_of(tmp_path, "in/deep/x.zip").skipped
     assert {line.partition(":")[0] for line in damaged[1:]} == {*hostile_images()}
     new = {path.relative_to(tmp_path).parts[0] for path in set(tmp_path.rglob("*")) - before}
     assert new == {"data", "runs"}
@@ -398,14 +396,14 @@ def test_a_hostile_zip_is_read_without_writing_anything(flags, tmp_path, capsys)
 
 
 def test_a_killed_decoding_leaves_no_broken_cache(flags, tmp_path):
-    whole = load_images(tmp_path).images.copy()
+    whole = images_of(tmp_path).images.copy()
 
     def job():
         if moment:
             kill_at_write(moment)
         else:  # in the midst of it
             load("DCGAN").data.decode = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-        load_images(tmp_path)
+        images_of(tmp_path)
 
     for moment in range(20):  # noqa: B007
         shutil.rmtree(tmp_path / "data")
@@ -413,7 +411,7 @@ def test_a_killed_decoding_leaves_no_broken_cache(flags, tmp_path):
         if code == 0:
             break
         assert code == -signal.SIGKILL, said
-        assert (load_images(tmp_path).images == whole).all()
+        assert (images_of(tmp_path).images == whole).all()
         left = {path.suffix for path in (tmp_path / "data" / "cache").iterdir()}
         assert left == {".bytes", ".json", ".lock"}
     assert 5 < moment < 19
@@ -439,9 +437,9 @@ def test_processes_that_want_the_same_images_decode_them_once(flags, tmp_path, m
 
     monkeypatch.setattr(data, "decode", slowly)
     with ThreadPoolExecutor(1) as pool:
-        other = pool.submit(forked, lambda: load_images(tmp_path))
+        other = pool.submit(forked, lambda: images_of(tmp_path))
         while not log.exists():
             time.sleep(0.01)
-        assert len(load_images(tmp_path).images) == 24
+        assert len(images_of(tmp_path).images) == 24
         assert other.result()[0] == 0
     assert log.read_bytes() == b"x" * 24

@@ -116,7 +116,13 @@ def test_the_image_is_that_of_a_great_circle_and_of_moves_along_the_directions(h
     images = next(generate.draw(generator, zs, 16))
     sheet = play.sheet(INCLUDED, 3, 1, 5, 7)
     np.testing.assert_array_equal(images_in(sheet), images)
-    assert re.findall(r"<span>(.*?)</span>", sheet)[3:8] == ["4 ", "5 first", "6 ", "7 second", "8 "]
+    assert re.findall(r"<span>(.*?)</span>", sheet)[3:8] == [
+        "4 ",
+        "5 first",
+        "6 ",
+        "7 second",
+        "8 ",
+    ]
     weight = next(generator.parameters()).detach().double().numpy()
     _, vectors = np.linalg.eigh(weight.T @ weight)
     directions = play.load(INCLUDED)[2].double().numpy()

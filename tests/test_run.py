@@ -21,6 +21,7 @@ from conftest import (
     checkpoint_of,
     flags_of,
     load,
+    load_images,
     noise_images,
     rows_of,
     run_script,
@@ -406,7 +407,7 @@ def test_a_name_that_the_terminal_cannot_show_is_escaped(tiny, tmp_path):
 @pytest.mark.parametrize("count, warned", [(32, True), (5000, False)])
 def test_a_set_too_small_to_learn_from_is_named_before_the_training(tiny, capsys, count, warned):
     files = load("DCGAN")
-    images = files.data.load_images("faces", tiny["data_dir"], 16, 3, 8, 0)
+    images = load_images(files, "faces", tiny["data_dir"])
     small = images._replace(images=images.images[:count])
     config = files.train.Config(batch_size=8, epochs=1 if warned else 4, runs_dir=tiny["runs_dir"])
     parts = {"generator": files.model.Generator(100, 16, 3, 4)}
@@ -487,7 +488,7 @@ def test_a_gpu_is_waited_for_within_the_training_time(tiny, monkeypatch):
     monkeypatch.setattr(torch.accelerator, "synchronize", wait)
     monkeypatch.setattr(files.utils.Run, "draw", lambda run: None)
     monkeypatch.setattr(files.utils.Run, "save", lambda run: None)
-    dataset = files.data.load_images("faces", tiny["data_dir"], 16, 3, 8, 0)
+    dataset = load_images(files, "faces", tiny["data_dir"])
     limits = {"max_steps": 4, "log_every": 2, "frame_every": 99, "runs_dir": tiny["runs_dir"]}
     config = files.train.Config(batch_size=8, **limits)
     parts = {"generator": files.model.Generator(100, 16, 3, 4)}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import train, write_images
+from conftest import load, load_images, train, write_images
 from safetensors.torch import save_file
 
 import runs
@@ -156,9 +156,9 @@ def test_a_generator_is_rebuilt_by_its_own_folder_and_never_by_a_strangers(top, 
     for i, model in enumerate(("Else", "../theirs/Mine", str(theirs), ".", "AGAN")):
         run = write_run(outside.with_name(str(i)), model=model)
         write_weights(run, model)
-        for load in (runs.load_generator, runs.load_images):
+        for reading in (runs.load_generator, runs.load_images):
             with pytest.raises(InputError, match=r"--model-dir|AGAN: there is no (model|data)\.py"):
-                load(run)
+                reading(run)
     assert not Path("trace").exists()
 
 
@@ -206,7 +206,7 @@ def test_the_images_of_a_run_are_found_by_its_cache_or_again(tiny, tmp_path):
 
 
 def test_drawn_faces_have_others_of_their_kind(tmp_path):
-    found = runs.load_file_of("WGAN", "data").load_images("faces", str(tmp_path), 16, 1, 64, 0)
+    found = load_images(load("WGAN"), "faces", tmp_path, 16, 1)
     settings = {"data": "faces", "data_dir": str(tmp_path), "image_size": 16, "channels": 1}
     run = write_run(tmp_path / "run", settings, pictures={"digest": found.digest})
     trained, others = runs.load_images(run, more_faces=301)

@@ -347,8 +347,11 @@ def test_what_cannot_be_used_is_refused_in_one_line_that_helps(open_path):
         open_path / "x.tar.gz": "cannot be read (File is not a zip file); it takes",
         open_path / "half.tar.gz": "cannot be read (File is not a zip file); it takes",
         locked: "no image in it; not read: 8 locked by a password (10.png, 9.png)",
-        open_path / "in": f"no image in it; not read: 1 .zip ({open_path / 'in' / 'p.zip'}); convert",
-        nested(open_path / "in"): "no image in it; not read: 1 .zip (p.zip); convert images to JPEG",
+        open_path
+        / "in": f"no image in it; not read: 1 .zip ({open_path / 'in' / 'p.zip'}); convert",
+        nested(
+            open_path / "in"
+        ): "no image in it; not read: 1 .zip (p.zip); convert images to JPEG",
         huge: "no image in it; not read: 1 above 100 MB (1.png)",
         open_path / "empty": "no image in it",
         open_path / "heic": "no image in it; not read: 1 .heic",

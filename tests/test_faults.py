@@ -362,7 +362,11 @@ def test_hostile_images_are_skipped_by_name_and_training_goes_on(flags, tmp_path
         re.search(f"{reason}[^(]*\\([^)]*{name}", skipped[0]) for name, reason in left_out.items()
     )
     assert {Path(line.partition(":")[0]).name for line in skipped[1:]} == {*hostile_images()}
-    assert "skipped     not read: 1 " in out and "; and 2 more" in out and "object at" not in "".join(skipped)
+    assert (
+        "skipped     not read: 1 " in out
+        and "; and 2 more" in out
+        and "object at" not in "".join(skipped)
+    )
     assert "images      24 of" in out and "finished" in out
 
 

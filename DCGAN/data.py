@@ -9,6 +9,7 @@ import os
 import random
 import re
 import stat
+import sys
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -129,7 +130,8 @@ def build_cache(cache: Path, items: Iterator, facts: dict, image_size: int, chan
 
     shape, skipped = [0, image_size, image_size, 1 if channels == 1 else 3], []
     gray, of_all, of_one = channels == "data", hashlib.sha256(), hashlib.sha256()
-    bar = tqdm(total=facts["count"], desc="decoding", unit="image", leave=False, disable=None)
+    shown = {"disable": None if sys.stderr else True}  # None: shown on a terminal
+    bar = tqdm(total=facts["count"], desc="decoding", unit="image", leave=False, **shown)
     pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))  # each thread may hold a huge image
     Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # Pillow refuses what is more than twice as large
     PngImagePlugin.MAX_TEXT_CHUNK = MOST_BYTES  # nor shall metadata cost an image

@@ -169,10 +169,8 @@ def test_the_critic_pulls_the_generator_towards_the_real_images(folder):
     config = train.Config(lambda_gp=0.1) if folder == "WGAN-GP" else train.Config()
     for shift in (0.0, 1.0, -2.0):
         hidden = nn.Linear(1, 32), nn.LeakyReLU(0.2), nn.Linear(32, 1)
-        critic, generator = (
-            nn.Sequential(nn.Flatten(), *hidden, nn.Flatten(0)),
-            Fixed(noise + shift),
-        )
+        critic = nn.Sequential(nn.Flatten(), *hidden, nn.Flatten(0))
+        generator = Fixed(noise + shift)
         optimizer = Adam(critic.parameters(), 5e-3, (0.0, 0.9))
         for _ in range(300):
             real = torch.randn(256, 1, 1, 1)

@@ -1,0 +1,202 @@
+"""What a user changes first, and that everything else goes on working."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from conftest import (
+    TINY,
+    TOP,
+    assert_equal,
+    checkpoint_of,
+    flags_of,
+    noise_images,
+    rows_of,
+    run_script,
+    write_images,
+)
+from jupyter_client.manager import start_new_kernel
+from test_algorithm import networks
+from test_processes import appears
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="shells, terminals, signals")
+NOT_COPIED = (".*", "__pycache__", "data", "tensorboard", "assets", "results", "tests", "docs")
+HINGE = "loss = (1 - critic(real)).relu().mean() + (1 + critic(fake)).relu().mean()"
+PARTS = """schedule = lr_scheduler.LinearLR(generator_optimizer, 1.0, 0.1, config.warmup)
+    ema = swa_utils.AveragedModel(generator, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(0.9))
+    parts = {"schedule": schedule, "ema": ema,"""
+SETTINGS = """warmup: int = 7
+    decay: float = 0.9
+    '''Of the average.'''
+    note: str = ""
+    flip: bool = False
+    z_dim: W"""
+CHANGES = {  # in each file: what is there, what comes instead
+    "MyGAN/model.py": {
+        "z_dim: int, image_size: int, channels: int, width: int": "latent, layout, width",
+        "doublings = i": "z_dim, (image_size, channels) = latent, layout; doublings = i",
+        "nn.Tanh()": "nn.Conv2d(channels, channels, 3, padding=1), nn.Tanh()",
+    },
+    "MyGAN/train.py": {
+        '"z_dim": config.z_dim, **shape,': '"latent": config.z_dim, "layout": [*shape.values()],',
+        "wasserstein = critic(real).mean() - critic(fake).mean()\n    loss = -wasserstein": HINGE,
+        '"loss_d": loss.detach(), "wasserstein": wasserstein.detach()': '"hinge": loss.detach()',
+    },
+    "LSGAN/train.py": {
+        "binary_cross_entropy_with_logits as bce": "mse_loss as bce",
+        "import Adam, Optimizer": "import Adam, Optimizer, lr_scheduler, swa_utils",
+        "z_dim: W": SETTINGS,
+        "parts = {": PARTS,
+        "return run.p": "    schedule.step(), ema.update_parameters(generator)\n    return run.p",
+    },
+}
+
+
+def change(file: Path, changes: dict[str, str]) -> None:
+    text = file.read_text()
+    for old, new in changes.items():
+        assert text.count(old) == 1, (file, old)
+        text = text.replace(old, new)
+    file.write_text(text)
+
+
+@pytest.fixture(scope="module")
+def top(tmp_path_factory):
+    """Copy the repository, and add two models of a user's own."""
+    top = tmp_path_factory.mktemp("copy") / "playground"
+    shutil.copytree(TOP, top, ignore=shutil.ignore_patterns(*NOT_COPIED))
+    write_images(top / "images", noise_images(211, 16, 16, 3))
+    shutil.copytree(top / "WGAN", top / "MyGAN")
+    shutil.copytree(top / "DCGAN", top / "LSGAN")
+    for file, changes in CHANGES.items():
+        change(top / file, changes)
+    return top
+
+
+def train(script: Path, code: int = 0, **settings):
+    """Run a train.py; return the run folder, or what it says of an error."""
+    given = TINY | {"data": script.parent.parent / "images", "hold_out": 101} | settings
+    done = run_script(script, *flags_of(given), cwd="/")
+    assert done.returncode == code and bool(done.stderr) == bool(code), done.stderr
+    run = script.parent / "tensorboard" / "runs" / (given.get("name") or given.get("resume", ""))
+    return done.stderr if code else run
+
+
+def test_another_generator_in_another_folder_is_rebuilt_by_every_script(top):
+    run = train(top / "MyGAN" / "train.py", max_steps=4, name="run")
+    train(top / "MyGAN" / "train.py", max_steps=6, resume="run")
+    assert json.loads((run / "run.json").read_text())["model"] == "MyGAN"
+    assert list(rows_of(run)[-1])[4:] == ["loss_g", "hinge", "clipped"]
+    for script in ("generate", "evaluate", "make_gif", "compare", "doctor"):
+        more = ["--num=101"] if script == "evaluate" else []
+        done = run_script(top / f"{script}.py", "MyGAN", *more, cwd=top)
+        assert done.returncode == 0, (script, done.stderr)
+    made = {"samples.png", "samples.gif", "evaluation.jsonl"}
+    assert made <= {file.name for file in run.iterdir()}
+    alone = shutil.move(top / "MyGAN", top.with_name("alone"))  # with its run, away from the rest
+    shutil.copytree(top / "images", top.with_name("images"))
+    train(alone / "train.py", name="again", max_steps=2)
+    argv = [alone / "tensorboard" / "runs" / "run", "--num=3", f"--out={alone / 'x.png'}"]
+    assert run_script(top / "generate.py", *argv, cwd=top).returncode == 2
+    assert run_script(top / "generate.py", *argv, f"--model-dir={alone}").returncode == 0
+
+
+def test_a_loss_a_schedule_an_average_and_settings_of_ones_own_are_resumed(top):
+    own = {"warmup": 11, "note": "a b", "flip": True, "lr": 3e-3}
+    script = top / "LSGAN" / "train.py"
+    whole = train(script, **own, max_steps=7, name="whole")
+    part = train(script, **own, max_steps=4, name="part")
+    train(script, resume="part", max_steps=7)
+    assert_equal(whole, part)
+    state = checkpoint_of(part)
+    (group,) = state["generator_optimizer"]["param_groups"]
+    assert group["lr"] == pytest.approx(3e-3 * (1 - 0.9 * 7 / 11))
+    assert state["schedule"]["last_epoch"] == state["ema"]["n_averaged"] == 7
+    settings = json.loads((part / "parameters.json").read_text())
+    assert settings.items() >= {**own, "decay": 0.9}.items()
+    for flag, value in (("warmup", "1.5"), ("decay", "much")):
+        said = train(script, 2, **{flag: value})
+        assert said.count("\n") == 1 and said.startswith(f"train.py: error: --{flag}: "), said
+    change(script, {'"d_real":': '"contrast": fake.std(), "d_real":'})
+    train(script, resume="part", max_steps=8)
+    before, after = rows_of(part)[-2:]
+    assert before["contrast"] == "" and float(after["contrast"]) > 0
+    for name in ("doctor", "compare"):
+        done = run_script(top / f"{name}.py", "LSGAN", cwd=top)
+        assert done.returncode == 0, done.stderr
+
+
+def test_models_share_a_notebook_and_an_interrupt_saves(top, tmp_path):
+    places = {
+        "data": str(top / "images"),
+        "data_dir": str(tmp_path),
+        "runs_dir": f"{tmp_path}/runs",
+    }
+    settings = TINY | places | {"max_steps": 2}
+    manager, client = start_new_kernel(cwd=str(tmp_path))
+
+    def cell(code):
+        said = []
+        client.execute_interactive(code, timeout=300, output_hook=said.append)
+        return " ".join(str(message["content"]) for message in said)
+
+    def run(file, name, **more):
+        return f"%run {file} {shlex.join(flags_of(settings | {'name': name} | more))}"
+
+    def enter(folder, code):
+        return f"import runpy, sys; sys.path.insert(0, '{TOP}/{folder}'); {code}; del sys.path[0]"
+
+    argv = ["train.py", *flags_of(settings | {"name": "DCGAN"})]
+    path = f"runpy.run_path('{TOP}/DCGAN/train.py', run_name='__main__')"
+    call = f"import train; _ = train.train(train.Config(**{settings}, name='%s'))"
+    cells = {name: enter(name, call % name) for name in ("simpleGAN", "WGAN-GP")}
+    cells["WGAN"] = f"%cd {TOP}/WGAN\n{run('train.py', 'WGAN')}"
+    cells["DCGAN"] = enter("DCGAN", f"sys.argv = {argv}; _ = {path}")
+    try:
+        for folder, code in cells.items():
+            assert "finished    2 steps" in (said := cell(code)), said
+            state = checkpoint_of(tmp_path / "runs" / folder)
+            for part, network in zip(list(state)[:2], networks(folder, 16)[1:], strict=True):
+                network.load_state_dict(state[part])  # strictly: the folder's own layers
+        frame = tmp_path / "runs" / "cut" / "frames" / "000004.png"
+        Thread(
+            target=lambda: appears(frame, client.is_alive) and manager.interrupt_kernel()
+        ).start()
+        said = cell(run(f"{TOP}/DCGAN/train.py", "cut", max_steps=0, epochs=10**4))
+        assert "stopped" in said and "--resume cut" in said and "'42'" in cell("str(6 * 7)"), said
+        assert checkpoint_of(tmp_path / "runs" / "cut")["step"] >= 4
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+def test_output_that_goes_away_ends_no_training(top, tmp_path):
+    given = TINY | {"data": top / "images", "data_dir": tmp_path, "runs_dir": tmp_path / "runs"}
+    given |= {"log_every": 1, "frame_every": 99, "checkpoint_every": 99, "max_steps": 50}
+    master, slave = os.openpty()
+    python = shlex.join(map(str, [sys.executable, TOP / "DCGAN" / "train.py", *flags_of(given)]))
+    shells = {
+        "pipe": "| head -3; exit ${PIPESTATUS[0]}",
+        "full": "> /dev/full",
+        "none": "<&- >&- 2>&-",
+        "terminal": f"> {os.ttyname(slave)} 2>&1",
+        "error": "--seed=-1 2>&-",
+    }
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    for name, rest in shells.items():
+        shells[name] = subprocess.Popen(["bash", "-c", f"{python} --name={name} {rest}"], **pipes)
+    while b"loss" not in os.read(master, 999):  # the terminal is closed in the midst of it
+        pass
+    os.close(slave)
+    os.close(master)
+    assert [shell.communicate(timeout=300)[1] for shell in shells.values()] == [b""] * 5
+    assert [shell.returncode for shell in shells.values()] == [0, 0, 0, 0, 2]
+    for run in (tmp_path / "runs").iterdir():
+        assert (run / "train.log").read_text().splitlines()[-1].startswith("finished    50 steps")
+        assert checkpoint_of(run)["step"] == 50

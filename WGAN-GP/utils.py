@@ -558,6 +558,7 @@ class Run:
                 # All processes end at the same step.
                 ends, signals = zip(*gather((over, max(stops, default=0))), strict=True)
                 self.done, stop = any(ends), max(signals)
+                self.bar.total = max(self.bar.total, self.step)  # which was an estimate
                 self.bar.update()
                 if log or self.done:
                     self.log()

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from throughput import MODELS, TOP, draw_jpegs, save
+from throughput import PAPERS, TOP, draw_jpegs, save
 
 
 def first_step(model: str, images: Path, name: str) -> float:
@@ -39,7 +39,7 @@ def main() -> None:
         images = Path(folder) / "images"
         draw_jpegs(images, args.count)
         figures["first_step_seconds"] = round(first_step("DCGAN", images, "first"), 2)
-        for model in MODELS:
+        for model in PAPERS:
             times = [first_step(model, images, str(i)) for i in range(3)]
             figures[f"{model}_first_step_seconds"] = round(statistics.median(times), 2)
     decoding = figures["first_step_seconds"] - figures["DCGAN_first_step_seconds"]

@@ -44,7 +44,7 @@ from torchvision import datasets, transforms
 
 TOP = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TOP))
-from runs import MODELS, load_file_of  # noqa: E402
+from runs import PAPERS, load_file_of  # noqa: E402
 
 
 def draw_jpegs(folder: Path, count: int) -> None:
@@ -55,40 +55,32 @@ def draw_jpegs(folder: Path, count: int) -> None:
         Image.fromarray(tall).save(folder / f"{i:06d}.jpg", quality=90)
 
 
-def synchronize(device: str) -> None:
-    """Wait until the device has finished its work."""
-    if device != "cpu":
-        torch.accelerator.synchronize()
-
-
-def rounds(orders: Connection, device: str) -> Iterator[None]:
+def rounds(orders: Connection) -> Iterator[None]:
     """Let a loop take as many steps as each order asks for, and answer with their seconds."""
     while count := orders.recv():
-        synchronize(device)
         began = time.perf_counter()
         for _ in range(count):
             yield
-        synchronize(device)
         orders.send(time.perf_counter() - began)
 
 
-def textbook(model: str, images: Path, device: str, orders: Connection, reuse: bool) -> None:
+def textbook(model: str, images: Path, orders: Connection, reuse: bool) -> None:
     """Take the steps of a textbook loop as they are ordered."""
     config = load_file_of(model, "train").Config()
-    steps = textbook_steps(model, config, textbook_batches(images, config), device, reuse)
-    for _ in rounds(orders, device):
+    steps = textbook_steps(model, config, textbook_batches(images, config), reuse)
+    for _ in rounds(orders):
         next(steps)
 
 
 def textbook_steps(
-    model: str, config: Any, batches: Iterator[torch.Tensor], device: str, reuse: bool
+    model: str, config: Any, batches: Iterator[torch.Tensor], reuse: bool
 ) -> Iterator[torch.nn.Module]:
     """Train as most repositories do, with `reuse` as the fastest of them; yield the generator."""
     train, wasserstein = load_file_of(model, "train"), model.startswith("WGAN")
-    generator = train.Generator(config.z_dim, config.image_size, 3, config.g_width).to(device)
+    generator = train.Generator(config.z_dim, config.image_size, 3, config.g_width)
     dropout = (config.dropout,) if hasattr(config, "dropout") else ()
     kind = getattr(train, "Critic", None) or train.Discriminator
-    critic = kind(config.image_size, 3, config.d_width, *dropout).to(device)
+    critic = kind(config.image_size, 3, config.d_width, *dropout)
     optimizer, options = torch.optim.RMSprop, {"lr": config.lr}
     if model != "WGAN":
         optimizer, options["betas"] = torch.optim.Adam, (config.beta1, config.beta2)
@@ -97,8 +89,8 @@ def textbook_steps(
     while True:
         for i in range(getattr(config, "n_critic", 1)):
             if i == 0 or not reuse:
-                real = next(batches).to(device)
-                fake = generator(torch.randn(len(real), config.z_dim, device=device))
+                real = next(batches)
+                fake = generator(torch.randn(len(real), config.z_dim))
             scores, fake_scores = critic(real), critic(fake.detach())
             ones = torch.ones_like(scores)
             if wasserstein:
@@ -106,7 +98,7 @@ def textbook_steps(
             else:
                 loss_d = bce(scores, ones) + bce(fake_scores, 0 * ones)
             if model == "WGAN-GP":
-                epsilon = torch.rand(len(real), 1, 1, 1, device=device)
+                epsilon = torch.rand(len(real), 1, 1, 1)
                 x_hat = (epsilon * real + (1 - epsilon) * fake.detach()).requires_grad_()
                 sums = critic(x_hat).sum()
                 gradient = torch.autograd.grad(sums, x_hat, create_graph=True)[0]
@@ -121,7 +113,7 @@ def textbook_steps(
             if not reuse:
                 loss_d.item()
         if not reuse:
-            fake = generator(torch.randn(len(real), config.z_dim, device=device))
+            fake = generator(torch.randn(len(real), config.z_dim))
         scores = critic(fake)
         loss_g = -scores.mean() if wasserstein else bce(scores, torch.ones_like(scores))
         generator_optimizer.zero_grad()
@@ -144,7 +136,7 @@ def textbook_batches(images: Path, config: Any) -> Iterator[torch.Tensor]:
         yield from (real for real, _ in loader)
 
 
-def ours(model: str, images: Path, device: str, orders: Connection, precision: str) -> None:
+def ours(model: str, images: Path, orders: Connection, precision: str) -> None:
     """Run the folder's own `train`; only the pauses of its run folder are left out."""
     import resource
 
@@ -152,7 +144,7 @@ def ours(model: str, images: Path, device: str, orders: Connection, precision: s
 
     class Timed(train.Run):
         def steps(self) -> Iterator[int]:
-            for _ in rounds(orders, device):
+            for _ in rounds(orders):
                 yield 1
             facts["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
             facts["images_per_step"] = self.images_per_step
@@ -161,22 +153,22 @@ def ours(model: str, images: Path, device: str, orders: Connection, precision: s
     class Limited(train.Run):
         def steps(self) -> Iterator[int]:
             yield 1  # the first step has memory to find
-            with heavy_operations(device) as seconds:
+            with heavy_operations() as seconds:
                 yield 2
             facts["limit"] = sum(seconds)
 
     with tempfile.TemporaryDirectory() as folder:
         places = {"data": str(images), "data_dir": folder, "runs_dir": folder}
-        config = replace(train.Config(), device=device, precision=precision, **places)
+        config = replace(train.Config(), device="cpu", precision=precision, **places)
         train.Run = Timed
         train.train(replace(config, name="timed"))
         train.Run = Limited
-        train.train(replace(config, name="limited", graphs=False))  # a graph hides operations
+        train.train(replace(config, name="limited"))
     orders.send(facts)
 
 
 @contextmanager
-def heavy_operations(device: str) -> Iterator[list[float]]:
+def heavy_operations() -> Iterator[list[float]]:
     """Time every convolution and matrix product by itself, as medians of three repetitions."""
     names = ("convolution", "convolution_backward", "mm", "addmm", "bmm")
     heavy, seconds = {getattr(torch.ops.aten, name).default for name in names}, []
@@ -185,10 +177,8 @@ def heavy_operations(device: str) -> Iterator[list[float]]:
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             result, times = function(*args, **(kwargs or {})), []
             for _ in range(3 if function in heavy else 0):
-                synchronize(device)
                 began = time.perf_counter()
                 function(*args, **(kwargs or {}))
-                synchronize(device)
                 times.append(time.perf_counter() - began)
             seconds.append(statistics.median(times or [0]))
             return result
@@ -197,19 +187,17 @@ def heavy_operations(device: str) -> Iterator[list[float]]:
         yield seconds
 
 
-def measure(
-    model: str, images: Path, device: str, precision: str, turns: int, seconds: float
-) -> dict:
+def measure(model: str, images: Path, precision: str, turns: int, seconds: float) -> dict:
     """Compare the loops on one model, in turn; return the figures."""
     context, workers, processes, steps = multiprocessing.get_context("spawn"), {}, [], {}
     loops = {"fresh": partial(textbook, reuse=False), "reused": partial(textbook, reuse=True)}
     loops["ours"] = partial(ours, precision=precision)
     for name, loop in loops.items():
         workers[name], there = context.Pipe()
-        processes.append(context.Process(target=loop, args=(model, images, device, there)))
+        processes.append(context.Process(target=loop, args=(model, images, there)))
         processes[-1].start()
     for name, orders in workers.items():  # warm up, then choose how many steps make a round
-        for count in (1, 5 if device != "cpu" else 1):
+        for count in (1, 1):
             orders.send(count)
             took = orders.recv() / count
         steps[name] = max(1, round(seconds / took))
@@ -269,10 +257,9 @@ def save(figures: Any, out: Path | None) -> None:
 def main() -> None:
     """Measure what the command line asks for."""
     parser, figures = argparse.ArgumentParser(description=__doc__.splitlines()[0]), []
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--models", nargs="+", choices=PAPERS, default=PAPERS)
     parser.add_argument("--rounds", type=int, default=5, help="of each loop, in turn (default: 5)")
     parser.add_argument("--seconds", type=float, default=8, help="of a round (default: 8)")
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="auto", help="of ours (default: auto)")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
@@ -280,7 +267,7 @@ def main() -> None:
         images = Path(folder) / "images" / "all"
         draw_jpegs(images, 1000)
         for model in args.models:
-            how = (args.device, args.precision, args.rounds, args.seconds)
+            how = (args.precision, args.rounds, args.seconds)
             figures.append(measure(model, images, *how))
             print(json.dumps(figures[-1]), flush=True)
     print(table(figures))

@@ -165,18 +165,21 @@ def test_an_evaluation_by_hand_does_not_count(project, other):
     assert [(line["seed"], line["step"]) for line in lines[::2]] == [(0, 100)] * 2
 
 
-def test_other_conditions_are_refused(project, monkeypatch):
+def test_other_conditions_are_refused(project, monkeypatch, capsys):
     same = ["--images=800", "--seeds=1"]
     project.hold(*same)
-    for argv, named in ((["--images=400"], "800"), ([*same, "--width=8"], "'width': 4")):
-        with pytest.raises(runs.utils().InputError, match=named):
+
+    def refused(*argv):
+        with pytest.raises(SystemExit, match="2"):
             project.hold(*argv)
-    with monkeypatch.context() as changed, pytest.raises(runs.utils().InputError, match="machine"):
+        return capsys.readouterr().err
+
+    assert "800" in refused("--images=400") and "'width': 4" in refused(*same, "--width=8")
+    with monkeypatch.context() as changed:
         changed.setattr(race.os, "cpu_count", lambda: 999)
-        project.hold(*same)
+        assert "machine" in refused(*same)
     (project.top / "WGAN" / "quick.json").write_text('{"lr": 9}')
-    with pytest.raises(runs.utils().InputError, match="own"):
-        project.hold(*same)
+    assert "own" in refused(*same)
     assert not (project.top / "asked.jsonl").read_text()
 
 
@@ -202,13 +205,19 @@ def test_a_race_in_which_every_run_fails_ends_in_one_line(project, capsys):
     assert not list(project.folder.glob("race.html"))
 
 
-def test_what_train_py_refuses_ends_the_race_before_it_begins(project):
-    with pytest.raises(runs.utils().InputError, match="DCGAN: --data nowhere"):
-        project.hold("--images=800", trial=[2, "train.py: error: --data nowhere: no such folder"])
-    assert not project.folder.exists()
-    for argv in ([], ["--seconds=1", "--images=9"], ["--seconds=-1"], ["--images=9", "--seeds=0"]):
+def test_what_train_py_refuses_ends_the_race_before_it_begins(project, capsys):
+    refused = [2, "train.py: error: --data nowhere: no such folder"]
+    for argv, say, named in (
+        (["--images=800"], {"trial": refused}, "DCGAN: --data nowhere"),
+        ([], {}, "--seconds or --images"),
+        (["--seconds=1", "--images=9"], {}, "--seconds or --images"),
+        (["--seconds=-1"], {}, "--seconds or --images"),
+        (["--images=9", "--seeds=0"], {}, "--seeds from 1"),
+    ):
         with pytest.raises(SystemExit, match="2"):
-            project.hold(*argv)
+            project.hold(*argv, **say)
+        assert named in capsys.readouterr().err
+    assert not project.folder.exists()
 
 
 def test_means_spread_and_floor_are_those_of_the_runs(project, capsys):

@@ -191,9 +191,10 @@ def test_output_that_goes_away_ends_no_training(top, tmp_path):
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     for name, rest in shells.items():
         shells[name] = subprocess.Popen(["bash", "-c", f"{python} --name={name} {rest}"], **pipes)
-    while b"loss" not in os.read(master, 999):  # the terminal is closed in the midst of it
-        pass
+    said = os.read(master, 999)
     os.close(slave)
+    while b"\nrun  " not in said:  # the terminal is closed as training starts
+        said += os.read(master, 999)
     os.close(master)
     assert [shell.communicate(timeout=300)[1] for shell in shells.values()] == [b""] * 5
     assert [shell.returncode for shell in shells.values()] == [0, 0, 0, 0, 2]

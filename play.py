@@ -492,8 +492,8 @@ def train_tab(page: gr.Blocks) -> None:
             with gr.Accordion("Settings", open=False), gr.Row():
                 own = [gr.Number(label=name, info=" ", min_width=200) for name in SETTINGS]
             with gr.Row():
-                words, sizes = ("Start", "Pause", "Resume"), {"size": "md", "min_width": 80}
-                begin, halt, again = [gr.Button(word, **sizes) for word in words]
+                begin = gr.Button("Start", variant="primary", min_width=80)
+                halt, again = gr.Button("Pause", min_width=80), gr.Button("Resume", min_width=80)
             note, quiet = gr.HTML(elem_classes="note"), gr.HTML(visible=False)
         with gr.Column(scale=3, min_width=300):
             name, state = gr.Dropdown([], label="Run"), gr.HTML("<p>No run yet. Press Start.</p>")
@@ -582,7 +582,7 @@ def plane_tab(page: gr.Blocks) -> None:
             field = gr.HTML(js_on_load=SCRIPT + "drawing(element, trigger)")
             with gr.Row():
                 words = ("Play", "Slow motion", "Step", "Critic alone", "Generator alone")
-                begin = [gr.Button(word, **small) for word in words]
+                begin = [gr.Button(word, elem_classes=word, **small) for word in words]
                 halt, anew = gr.Button("Pause", **small), gr.Button("Reset", **small)
             told, note = gr.HTML(), gr.HTML(elem_classes="note")
         with gr.Column(scale=3, min_width=300):
@@ -595,6 +595,7 @@ def plane_tab(page: gr.Blocks) -> None:
             with gr.Row(elem_classes="sliders"):
                 keys = ("label", "minimum", "maximum", "value", "step", "info")
                 sliders = [gr.Slider(**dict(zip(keys, one, strict=True))) for one in SLIDERS]
+                sliders[-2].visible = False  # the clamp, until a WGAN is chosen
     out, hidden, playing = [field, drawn, told], {"note": note, "show_progress": "hidden"}, []
     for button, how in zip(begin, ("play", "slow", "step", "critic", "generator"), strict=True):
         rest = {"api_name": how, "cancels": [*playing], "concurrency_limit": None, **hidden}

@@ -38,7 +38,7 @@ for (const event of ["input", "change", "pointerup"])
 # Call back with the number of pictures of the plane in so many milliseconds.
 COUNT = """
 const [milliseconds, done] = arguments;
-const step = () => document.body.innerText.match(/step (\\d+)/)?.[1];
+const step = () => document.body.innerText.match(/step ([\\d,]+)/)?.[1];
 let last = step(), pictures = 0;
 new MutationObserver(() => { if (step() != last) { last = step(); pictures++; } })
   .observe(document.body, {subtree: true, childList: true, characterData: true});

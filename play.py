@@ -94,7 +94,7 @@ def listen(events: list, function: Callable, inputs: Any, outputs: list, note: A
             for found in function(*inputs) if streams else [function(*inputs)]:
                 yield [*(found if isinstance(found, tuple) else (found,)), ""]
         except (InputError, OSError) as error:
-            left = ["" if "drawn" in (one.elem_classes or ()) else gr.skip() for one in outputs]
+            left = ["" if "drawn" in str(one.elem_classes) else gr.skip() for one in outputs]
             yield [*left, f'<p role="alert">{html.escape(str(error))}</p>']
 
     call = wraps(function)(lambda *inputs: next(stream(*inputs)))
@@ -674,7 +674,7 @@ def serve(host: str, port: int | None, browser: bool) -> gr.Blocks:
     try:
         page.launch(**server, theme=theme, css_paths=TOP / "play.css", max_file_size="2gb")
     except OSError as error:
-        raise InputError(f"--port {port}, --host {host}: in use, or none; name another") from error
+        raise InputError(f"--port {port} is in use, or --host {host} is another's") from error
     return page
 
 

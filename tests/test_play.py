@@ -213,10 +213,11 @@ def numbers(count, *, start=1):
     return ["step,epoch,images,seconds,loss_d,loss_g", *rows]
 
 
-@pytest.mark.parametrize(
-    ("unit", "limits"),
-    [("steps", ("--max-steps=60", "--max-seconds=0")), ("seconds", ("--max-seconds=83", "--max-steps=0"))],
-)  # fmt: skip
+MORE = {"steps": ("--max-steps=60", "--max-seconds=0")}
+MORE |= {"seconds": ("--max-seconds=83", "--max-steps=0")}
+
+
+@pytest.mark.parametrize(("unit", "limits"), MORE.items())
 def test_a_finished_run_gets_so_many_more(here, monkeypatch, unit, limits):
     run = write_run(here, "WGAN", f"more {unit}", "2026-01-01T00:00:00", rows=numbers(43))
     asked = []
@@ -560,7 +561,7 @@ def test_in_a_browser_each_tab_works_and_nothing_foreign_is_asked_for(served, br
 def test_help_is_quick_and_a_busy_port_is_said(served):
     port = re.search(r":(\d+)/", served.url)[1]
     done = run_script(TOP / "play.py", "--no-browser", "--port", port)
-    assert done.returncode == 2 and f"--port {port}: in use; name another" in done.stderr
+    assert done.returncode == 2 and f"--port {port} is in use" in done.stderr
     before = os.times().children_user
     done = subprocess.run([sys.executable, TOP / "play.py", "--help"], capture_output=True)
     assert b"--no-browser" in done.stdout and os.times().children_user - before < 1.5

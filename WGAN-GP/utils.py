@@ -229,9 +229,6 @@ def set_up(config: Config) -> tuple[torch.device, Config]:
 
     Returns:
         The device, and the settings with the precision that `auto` stands for on it.
-
-    Raises:
-        InputError: There is no such device.
     """
     release_modules("train")
     device, precision = pick_device(config.device), config.precision
@@ -305,10 +302,7 @@ def gather(value: Any) -> list[Any]:
 
 @contextmanager
 def noted_signals() -> Iterator[list[int]]:
-    """Note Ctrl-C and the signals that end a program, so that a step can be finished first.
-
-    A second signal acts at once. Those that are ignored, as nohup sets SIGHUP, stay ignored.
-    """
+    """Note signals that end a program, so that a step can be finished; a second acts at once."""
     received, before = [], {}
 
     def note(number: int, _: Any) -> None:
@@ -316,9 +310,9 @@ def noted_signals() -> Iterator[list[int]]:
         signal.signal(number, signal.default_int_handler)
 
     in_main_thread = threading.current_thread() is threading.main_thread()
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if in_main_thread else ():
-        number = getattr(signal, name, None)  # Windows lacks SIGHUP
-        if number and signal.getsignal(number) != signal.SIG_IGN:
+    for name in {"SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"} & {*dir(signal)}:
+        number = getattr(signal, name)
+        if in_main_thread and signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets SIGHUP
             before[number] = signal.signal(number, note)
     try:
         yield received
@@ -344,8 +338,7 @@ def writing(path: Path) -> Iterator[None]:
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Write a file under another name, and rename it once it is whole and on the disk.
 
-    Raises:
-        RunError: It cannot be written; what had its name before is still there.
+    If it cannot be written (RunError), what had its name before is still there.
     """
     aside = path.with_name(f".{path.name}.part")
     try:
@@ -398,11 +391,7 @@ def write_rows(table: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def new_run(runs_dir: str, name: str) -> Path:
-    """Create the folder of a run, named by date and time unless it is given a name.
-
-    Raises:
-        InputError: The name is taken or cannot be one, or the folder cannot be made.
-    """
+    """Create the folder of a run, named by date and time unless it has a name; or InputError."""
     if name in ("latest", "..") or Path(name).name != name or not name.isprintable():
         raise InputError(f"--name {name!r}: not a name that a run folder can have")
     folder = Path(runs_dir or HERE / "tensorboard" / "runs")
@@ -417,11 +406,7 @@ def new_run(runs_dir: str, name: str) -> Path:
 
 
 def find_run(runs_dir: str, name: str) -> Path:
-    """Find the folder of a run by its name; `latest` is the one that was started last.
-
-    Raises:
-        InputError: There is none that can be resumed.
-    """
+    """Find a run to resume by its name, `latest` for the one started last; or InputError."""
     folder = Path(runs_dir or HERE / "tensorboard" / "runs")
     found = {file.parent for file in folder.glob("*/checkpoint.pt")}
     if name == "latest" and found:
@@ -478,9 +463,6 @@ class Run:
         batches_per_step: Minibatches of real images that one step shows.
         parts: All that resuming restores, by name; each has a `state_dict`. One is `generator`.
         arguments: What `Generator` was built with, for those who load its weights.
-
-    Raises:
-        InputError: The name is taken; there is nothing to resume, or the settings contradict.
     """
 
     def __init__(self, config, dataset, device, batches_per_step, parts, arguments) -> None:
@@ -528,9 +510,7 @@ class Run:
     def steps(self) -> Iterator[int]:
         """Yield the number of each step that is still to do; look after the run in between.
 
-        Raises:
-            RunError: A loss or a weight is not finite, or a file cannot be written.
-            SystemExit: A signal asked to stop; the run is saved.
+        A loss that is not finite or a full disk is a RunError; a signal to stop, SystemExit.
         """
         every, stop = self.config, 0
         hidden = None if self.is_main and sys.stderr else True  # None: shown on a terminal
@@ -753,9 +733,9 @@ class Run:
         """Stop a run that has diverged while its last checkpoint is still good."""
         for name, value in values.items():
             if not math.isfinite(value):
+                advice = f"is kept. Start a new run with --lr below {self.config.lr:g}"
                 line = f"{name} is {float(value)} at step {self.step}: the training has diverged. "
-                line += f"The last checkpoint in {self.path} is kept. Start a new run with --lr "
-                line += f"below {self.config.lr:g}"
+                line += f"The last checkpoint in {self.path} {advice}"
                 self.say(f"error       {line}", terminal=False)
                 raise RunError(line)
 

@@ -601,14 +601,14 @@ def plane_tab(page: gr.Blocks) -> None:
         rest = {"api_name": how, "cancels": [*playing], "concurrency_limit": None, **hidden}
         playing.append(listen([button.click], partial(train_plane, how=how), plane, out, **rest))
     halt.click(None, cancels=playing)
-    hidden, out = hidden | {"cancels": playing}, [plane, *out]
-    asked, live = [own, layers, shape, kind, *sliders], sliders[4:]
-    events = [anew.click, page.load, *(one.change for one in (shape, own, *sliders[1:4]))]
+    hidden, out, live = hidden | {"cancels": playing}, [plane, *out], sliders[4:]
+    asked = [own, layers, shape, kind, *sliders]
+    chosen = [one.input for one in (shape, *sliders[1:4])]  # not change, which a mere visit fires
+    events = [anew.click, page.load, own.change, *chosen]
     listen(events, reset, asked, out, api_name="reset", **hidden)
     listen([kind.input], switch, asked, [*out, *live], api_name="switch", **hidden)
-    asked = [plane, layers, sliders[0], *live]
-    events = [one.input for one in asked[1:]]
-    listen(events, tune, asked, [field], note, api_name="tune", **QUIET)
+    events, asked = [one.input for one in (layers, sliders[0], *live)], [plane, layers, sliders[0]]
+    listen(events, tune, [*asked, *live], [field], note, api_name="tune", **QUIET)
     listen([field.input], trace, [shape, own], [own, shape], note, api_name="trace")
 
 

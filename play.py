@@ -603,7 +603,7 @@ def plane_tab(page: gr.Blocks) -> None:
     halt.click(None, cancels=playing)
     hidden, out, live = hidden | {"cancels": playing}, [plane, *out], sliders[4:]
     asked = [own, layers, shape, kind, *sliders]
-    chosen = [one.input for one in (shape, *sliders[1:4])]  # not change, which a mere visit fires
+    chosen = [one.input for one in (shape, *sliders[1:4])]
     events = [anew.click, page.load, own.change, *chosen]
     listen(events, reset, asked, out, api_name="reset", **hidden)
     listen([kind.input], switch, asked, [*out, *live], api_name="switch", **hidden)

@@ -128,8 +128,8 @@ def test_a_trial_takes_a_tenth_of_the_budget_at_most(project):
     asked = {}
     for model in ("DCGAN", "WGAN", "MyGAN"):
         for argv in (["--seconds=17"], ["--images=3217"], ["--images=9", "--batch-size=2"]):
-            found = project.hold(*argv, f"--name={model}{len(asked)}", "--seeds=1", "--models", model)
-            asked[model, argv[0]] = found["trial"]
+            flags = [*argv, f"--name={model}{len(asked)}", "--seeds=1", "--models", model]
+            asked[model, argv[0]] = project.hold(*flags)["trial"]
     limits = {key: (flags["max-seconds"], flags["max-steps"]) for key, flags in asked.items()}
     for model, images in (("DCGAN", 8), ("WGAN", 5 * 8), ("MyGAN", 3 * 8)):  # shown by a step
         assert limits[model, "--seconds=17"] == ("1.7", "0")

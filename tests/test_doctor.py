@@ -142,9 +142,9 @@ def test_other_losses_are_not_judged_as_cross_entropy(write, model, columns):
 
 
 def test_losses_are_cross_entropy_from_its_least_value_on(write):
-    """Which is -log(0.73 * 0.69) for these averages, but for 2 %."""
-    for loss_d, judged in ((0.97 * 0.68569, False), (0.99 * 0.68569, True)):
-        _, unjudged = found(write(loss_d=loss_d, d_real=0.73, d_fake=0.31))
+    least = -np.log(0.73 * (1 - 0.31))
+    for share, judged in ((0.97, False), (0.99, True)):
+        _, unjudged = found(write(loss_d=share * least, d_real=0.73, d_fake=0.31))
         assert (WON not in unjudged) == ("diverged" not in unjudged) == judged
 
 

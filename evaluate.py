@@ -302,8 +302,8 @@ def evaluate(file: Path, run: Path | None, arguments: Namespace, network: Callab
     real, floor, halved = choose(run or file, training, unseen, arguments.num, seed)
     generator.to(runs.utils().pick_device(arguments.device))
     zs = islice(noise(seed, about["z_dim"]), len(real))
-    drawn = tqdm(draw(generator, zs, batch_size(about["image_size"])), "images", leave=False)
-    value = np.concatenate(list(drawn))
+    drawn = draw(generator, zs, batch_size(about["image_size"]))
+    value = np.concatenate(list(tqdm(drawn, "images", leave=False, disable=None)))
     metrics = measure({"value": value, "floor": floor}, real, seed, network, arguments.fid)
     if run and not halved:
         metrics["memorisation"] = memorisation(*map(thumbnails_of, (value, floor, training)))

@@ -114,9 +114,7 @@ def try_out(race: Namespace, model: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as place:
         run, own = Path(place) / "trial", folders.read_json(TOP / model / "quick.json")
         each = race.batch_size * own.get("n_critic", own.get("k", 1))
-        most = (
-            max(1, race.images // (10 * each)) if race.images else 0
-        )  # 0: as many as there is time
+        most = max(1, race.images // (10 * each)) if race.images else 0  # 0: no limit
         limits = [f"--max-seconds={race.trial}", f"--max-steps={most}"]
         if reason := train(race, (model, 0, run), limits):
             raise folders.utils().InputError(f"{model}: {reason}")

@@ -22,7 +22,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
 
@@ -114,9 +113,10 @@ def ours(args: argparse.Namespace, folder: str, note: Callable[[nn.Module], None
                 note(self.parts["generator"])
 
     train.Run = Noted
-    config = replace(train.Config(), **quick("DCGAN"), image_size=64, lr=args.lr, seed=args.seed)
-    config = replace(config, data=args.data, data_dir=folder, runs_dir=folder, hold_out=HOLD_OUT)
-    train.train(replace(config, epochs=100_000, precision="fp32", device="cpu"))
+    settings = quick("DCGAN") | {"image_size": 64, "lr": args.lr, "seed": args.seed}
+    settings |= {"data": args.data, "data_dir": folder, "runs_dir": folder, "hold_out": HOLD_OUT}
+    settings |= {"epochs": 100_000, "precision": "fp32", "device": "cpu"}
+    train.train(train.Config(**settings))
 
 
 def peer(args: argparse.Namespace, folder: str, note: Callable[[nn.Module], None]) -> None:

@@ -141,6 +141,13 @@ def test_other_losses_are_not_judged_as_cross_entropy(write, model, columns):
     assert "not the cross-entropy" in unjudged[WON]
 
 
+def test_losses_are_cross_entropy_from_its_least_value_on(write):
+    least = -np.log(0.73 * (1 - 0.31))
+    for share, judged in ((0.97, False), (0.99, True)):
+        _, unjudged = found(write(loss_d=share * least, d_real=0.73, d_fake=0.31))
+        assert (WON not in unjudged) == ("diverged" not in unjudged) == judged
+
+
 def test_renamed_columns_and_unknown_models_are_judged_by_the_rest(write, capsys, monkeypatch):
     renamed = {"loss_d": None, "critic_loss": 3.0, "clipped": None, "loss_g": None}
     problems, unjudged = found(write("WGAN", **renamed))

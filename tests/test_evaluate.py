@@ -131,12 +131,6 @@ def test_seed_and_num_have_their_effect_and_the_floor_of_faces_is_newly_drawn(ru
 
 
 def test_what_is_written(run, call, capsys):
-<<<<<<< HEAD
-    facts = json.loads((run / "run.json").read_text())
-    earlier = {name: fact for name, fact in facts.items() if name != "images_per_step"}
-    (run / "run.json").write_text(json.dumps(earlier | {"processes": 2}))
-=======
->>>>>>> 99c4ebacdba4eacf10fbcd2cad32f32f91af49d8
     record = (TOP / "results" / "DCGAN" / "faces-64" / "evaluation.jsonl").read_text()
     (run / "evaluation.jsonl").write_text(record)  # of a version before
     before = {file: file.read_bytes() for file in run.rglob("*.*")}

@@ -238,18 +238,7 @@ def test_requirements_are_what_each_part_imports_and_have_lower_bounds():
         "Tests": [*TOP.glob("tests/*.py"), *TOP.glob("benchmarks/*.py")],
     }
     unseen = {"gdown", "tensorboard", "pytest-xdist", "ipykernel", "ruff"}  # nobody imports them
-<<<<<<< HEAD
-    brought = {
-        "av",
-        "packaging",
-        "nbformat",
-        "jupyter_client",
-        "gradio_client",
-        "scipy",
-    }  # by others of these
-=======
     brought = {"av", "packaging", "nbformat", "jupyter_client", "gradio_client", "scipy"}
->>>>>>> 99c4ebacdba4eacf10fbcd2cad32f32f91af49d8
     before = set()
     for title, listed in groups.items():
         found = {

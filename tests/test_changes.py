@@ -93,10 +93,11 @@ def test_another_generator_in_another_folder_is_rebuilt_by_every_script(top):
     train(top / "MyGAN" / "train.py", max_steps=6, resume="run")
     assert json.loads((run / "run.json").read_text())["model"] == "MyGAN"
     assert list(rows_of(run)[-1])[4:] == ["loss_g", "hinge", "clipped"]
-    for script in ("generate", "evaluate", "make_gif", "compare", "doctor"):
+    for script in ("evaluate", "make_gif", "compare", "doctor", "generate"):
         more = ["--num=101"] if script == "evaluate" else []
         done = run_script(top / f"{script}.py", "MyGAN", *more, cwd=top)
         assert done.returncode == 0, (script, done.stderr)
+    assert "MyGAN, step 6" in done.stdout  # as the weights themselves say
     made = {"samples.png", "samples.gif", "evaluation.jsonl"}
     assert made <= {file.name for file in run.iterdir()}
     alone = shutil.move(top / "MyGAN", top.with_name("alone"))  # with its run, away from the rest

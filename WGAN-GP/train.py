@@ -28,7 +28,7 @@ from data import Batches, load_images
 from model import Critic, Generator
 from utils import Channels, Fraction, ImageSize, Precision, Run, Seed, Width
 
-utils.release_modules("data", "model", "utils")  # a second model has its own
+utils.release_modules("data", "model", "utils")  # a second model imports its own
 
 
 @dataclass(frozen=True, config=utils.STRICT)

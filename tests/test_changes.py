@@ -38,17 +38,17 @@ SETTINGS = """warmup: int = 7
     flip: bool = False
     z_dim: W"""
 CHANGES = {  # in each file: what is there, what comes instead
-    "MyGAN/model.py": {
+    "HingedGAN/model.py": {
         "z_dim: int, image_size: int, channels: int, width: int": "latent, layout, width",
         "doublings = i": "z_dim, (image_size, channels) = latent, layout; doublings = i",
         "nn.Tanh()": "nn.Conv2d(channels, channels, 3, padding=1), nn.Tanh()",
     },
-    "MyGAN/train.py": {
+    "HingedGAN/train.py": {
         '"z_dim": config.z_dim, **shape,': '"latent": config.z_dim, "layout": [*shape.values()],',
         "wasserstein = critic(real).mean() - critic(fake).mean()\n    loss = -wasserstein": HINGE,
         '"loss_d": loss.detach(), "wasserstein": wasserstein.detach()': '"hinge": loss.detach()',
     },
-    "LSGAN/train.py": {
+    "SquaredGAN/train.py": {
         "binary_cross_entropy_with_logits as bce": "mse_loss as bce",
         "import Adam, Optimizer": "import Adam, Optimizer, lr_scheduler, swa_utils",
         "z_dim: W": SETTINGS,
@@ -72,8 +72,8 @@ def top(tmp_path_factory):
     top = tmp_path_factory.mktemp("copy") / "playground"
     shutil.copytree(TOP, top, ignore=shutil.ignore_patterns(*NOT_COPIED))
     write_images(top / "images", noise_images(211, 16, 16, 3))
-    shutil.copytree(top / "WGAN", top / "MyGAN")
-    shutil.copytree(top / "DCGAN", top / "LSGAN")
+    shutil.copytree(top / "WGAN", top / "HingedGAN")
+    shutil.copytree(top / "DCGAN", top / "SquaredGAN")
     for file, changes in CHANGES.items():
         change(top / file, changes)
     return top
@@ -89,18 +89,20 @@ def train(script: Path, code: int = 0, **settings):
 
 
 def test_another_generator_in_another_folder_is_rebuilt_by_every_script(top):
-    run = train(top / "MyGAN" / "train.py", max_steps=4, name="run")
-    train(top / "MyGAN" / "train.py", max_steps=6, resume="run")
-    assert json.loads((run / "run.json").read_text())["model"] == "MyGAN"
+    run = train(top / "HingedGAN" / "train.py", max_steps=4, name="run")
+    train(top / "HingedGAN" / "train.py", max_steps=6, resume="run")
+    assert json.loads((run / "run.json").read_text())["model"] == "HingedGAN"
     assert list(rows_of(run)[-1])[4:] == ["loss_g", "hinge", "clipped"]
     for script in ("evaluate", "make_gif", "compare", "doctor", "generate"):
         more = ["--num=101"] if script == "evaluate" else []
-        done = run_script(top / f"{script}.py", "MyGAN", *more, cwd=top)
+        done = run_script(top / f"{script}.py", "HingedGAN", *more, cwd=top)
         assert done.returncode == 0, (script, done.stderr)
-    assert "MyGAN, step 6" in done.stdout  # as the weights themselves say
+    assert "HingedGAN, step 6" in done.stdout  # as the weights themselves say
     made = {"samples.png", "samples.gif", "evaluation.jsonl"}
     assert made <= {file.name for file in run.iterdir()}
-    alone = shutil.move(top / "MyGAN", top.with_name("alone"))  # with its run, away from the rest
+    alone = shutil.move(
+        top / "HingedGAN", top.with_name("alone")
+    )  # with its run, away from the rest
     shutil.copytree(top / "images", top.with_name("images"))
     train(alone / "train.py", name="again", max_steps=2)
     argv = [alone / "tensorboard" / "runs" / "run", "--num=3", f"--out={alone / 'x.png'}"]
@@ -110,7 +112,7 @@ def test_another_generator_in_another_folder_is_rebuilt_by_every_script(top):
 
 def test_a_loss_a_schedule_an_average_and_settings_of_ones_own_are_resumed(top):
     own = {"warmup": 11, "note": "a b", "flip": True, "lr": 3e-3}
-    script = top / "LSGAN" / "train.py"
+    script = top / "SquaredGAN" / "train.py"
     whole = train(script, **own, max_steps=7, name="whole")
     part = train(script, **own, max_steps=4, name="part")
     train(script, resume="part", max_steps=7)
@@ -129,7 +131,7 @@ def test_a_loss_a_schedule_an_average_and_settings_of_ones_own_are_resumed(top):
     before, after = rows_of(part)[-2:]
     assert before["contrast"] == "" and float(after["contrast"]) > 0
     for name in ("doctor", "compare"):
-        done = run_script(top / f"{name}.py", "LSGAN", cwd=top)
+        done = run_script(top / f"{name}.py", "SquaredGAN", cwd=top)
         assert done.returncode == 0, done.stderr
 
 

@@ -83,7 +83,7 @@ def plain_errors() -> Iterator[None]:
 
 
 def show(line: str, stream: IO[str] | None) -> None:
-    """Print a line above the progress bar; a closed or full output ends nothing."""
+    """Print a line above the progress bar; a closed or full output does not end the program."""
     failures = AttributeError, OSError, ValueError  # no stream, a broken pipe, a closed file
     try:
         tqdm.write(line, file=stream)
@@ -135,7 +135,8 @@ def parse_config(settings: type[Config], argv: list[str] | None = None) -> Confi
 
     def add(found: dict[str, Any], source: str, folder: Path) -> None:
         for name in found.keys() - values.keys() - set(REMOVED):
-            value, sources[name] = found[name], f"{source}--{name.replace('_', '-')}"
+            value = found[name]
+            sources[name] = f"{source}--{name.replace('_', '-')}"
             if name not in settings.__pydantic_fields__:
                 raise InputError(f"{sources[name]}: unknown; {suggestion(settings, name)}")
             if name in PATHS and isinstance(value, str) and value not in ("", *DATASETS):
@@ -189,7 +190,8 @@ def parse_flags(settings: type[Config], argv: list[str] | None) -> dict[str, Any
 
 def suggestion(settings: type[Config], name: str) -> str:
     """Name the setting that was probably meant: by its spelling or by the words of its help."""
-    name, fields = name.strip("-").replace("-", "_"), settings.__pydantic_fields__
+    fields = settings.__pydantic_fields__
+    name = name.strip("-").replace("-", "_")
     words = name.replace("_", " ")
     near = [key for key, field in fields.items() if words in (field.description or "").lower()]
     near = get_close_matches(name, fields, 1) or near
@@ -231,11 +233,12 @@ def set_up(config: Config) -> tuple[torch.device, Config]:
         The device, and the settings with the precision that `auto` stands for on it.
     """
     release_modules("train")
-    device, precision = pick_device(config.device), config.precision
+    device = pick_device(config.device)
     if device.type == "cuda" and processes() > 1:
         device = pick_device(f"cuda:{process('LOCAL_RANK')}")
         torch.cuda.set_device(device)
     torch.manual_seed(stream_seed(config.seed, process()) if process() else config.seed)
+    precision = config.precision
     if precision == "auto":
         able = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of PyTorch lack it
         on_cpu = "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "fp32"
@@ -382,7 +385,8 @@ def read_rows(table: Path, last_step: int) -> list[dict[str, str]]:
 
 def write_rows(table: Path, rows: list[dict[str, Any]]) -> None:
     """Write metrics.csv, with a column for every name in any row."""
-    columns, text = {name: None for row in rows for name in row}, io.StringIO()
+    columns = dict.fromkeys(name for row in rows for name in row)  # in the order of appearance
+    text = io.StringIO()
     writer = csv.DictWriter(text, list(columns), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)

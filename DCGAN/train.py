@@ -16,6 +16,9 @@ Departures from the paper (its section 4; the authors' train_uncond_dcgan.py):
   7. Each step updates both networks; their code updates one per minibatch, in turn.
   8. No weight decay, as in the paper; their code: 1e-5 on every parameter.
   9. Samples: running averages in batch norm; their code: averages of the batch.
+  10. Generator's first batch norm: per channel; their code: per unit.
+  11. Length: 50 epochs of len(images) // batch_size generator updates; their code: 25 epochs,
+     each with half as many.
 
 Of a later paper: --r1, off by default, a penalty that keeps the discriminator smooth
 (Mescheder, Geiger and Nowozin 2018, arXiv:1801.04406).
@@ -132,7 +135,7 @@ def discriminator_step(
         measured["penalty"] = penalty.detach()
     loss.backward()
     optimizer.step()
-    optimizer.zero_grad()  # at once: the other network's gradients take their memory
+    optimizer.zero_grad()  # now, so that the other network's gradients can reuse the memory
     return measured
 
 

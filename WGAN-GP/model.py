@@ -77,7 +77,7 @@ class Critic(nn.Module):
         for _ in range(halvings - 1):
             layers += [
                 nn.Conv2d(width, 2 * width, 4, stride=2, padding=1, bias=False),
-                nn.GroupNorm(1, 2 * width),  # layer norm over (C, H, W), a gain a channel
+                nn.GroupNorm(1, 2 * width),  # layer norm over (C, H, W); one gain per channel
                 nn.LeakyReLU(0.2, inplace=True),
             ]
             width *= 2

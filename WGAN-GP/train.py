@@ -8,11 +8,10 @@ Read:  gradient_penalty, critic_step, generator_step, train.
 Departures from the paper (its Algorithm 1 and section 5; the authors' gan_64x64.py):
   1. Length: 30 epochs of len(images) // batch_size generator updates; theirs: 200,000 updates.
   2. Noise: 100 numbers; their code: 128.
-  3. Networks: the DCGAN's, 4x4 kernels without biases; their code: residual networks, or the
-     DCGAN's with 5x5 kernels and biases.
+  3. Networks: DCGAN with 4x4 kernels, no biases; theirs: residual, or DCGAN with 5x5 and biases.
   4. First weights: N(0, 0.02), norm gains N(1, 0.02); their code: uniform, gains 1.
-  5. Order: critic before generator, as in Algorithm 1; their code starts every iteration but
-     the first with the generator.
+  5. Order: critic before generator, as in Algorithm 1; their code: generator, then critic.
+  6. Samples: running averages in batch norm; their code: averages of the batch.
 """
 
 from pathlib import Path
@@ -94,19 +93,16 @@ class Config:
 def gradient_penalty(critic: nn.Module, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
     """Penalize gradient norms of the critic other than 1, between real and fake images.
 
-    For each pair a point x_hat is drawn on the line between them (Algorithm 1, lines 4
-    and 6). The norm is over all pixels of that one image (line 7), in float32 whatever the
-    precision of the layers.
+    For each pair a point x_hat is drawn on the line between them (Algorithm 1, lines 4 and 6).
+    The norm is over all pixels of that one image (line 7), in float32 at any precision.
 
     Args:
-        critic: (B, C, H, W) -> (B,). It must treat the images of a batch separately: with
-            batch norm a per-image gradient is not well defined.
+        critic: (B, C, H, W) -> (B,), each image on its own: batch norm would couple them.
         real: (B, C, H, W) in [-1, 1].
         fake: The same shape, detached from the generator.
 
     Returns:
-        Batch mean of (norm - 1)^2, a scalar, not yet times lambda_gp; and the batch mean of
-        the norm, detached.
+        Batch means of (norm - 1)^2, not yet times lambda_gp, and of the norm, detached.
     """
     epsilon = torch.rand(len(real), 1, 1, 1, device=real.device)  # one per image
     x_hat = (epsilon * real + (1 - epsilon) * fake).requires_grad_()
@@ -136,7 +132,7 @@ def critic_step(
     loss = -wasserstein + config.lambda_gp * penalty
     loss.backward()
     optimizer.step()
-    optimizer.zero_grad()  # at once: the other network's gradients take their memory
+    optimizer.zero_grad()  # now, so that the other network's gradients can reuse the memory
     losses = {"loss_d": loss, "wasserstein": wasserstein, "penalty": penalty, "gradient_norm": norm}
     return {name: value.detach() for name, value in losses.items()}
 

@@ -12,6 +12,7 @@ Departures from the paper (its Algorithm 1 and section 4; the authors' main.py):
      first 25 generator updates and before every 500th.
   3. Clipping: after each update, as in line 7; their code: before it.
   4. Signs: the critic scores real images higher, as in line 5; their code: lower.
+  5. Samples: running averages in batch norm; their code: averages of the batch.
 """
 
 from pathlib import Path
@@ -103,7 +104,7 @@ def critic_step(
     loss = -wasserstein
     loss.backward()
     optimizer.step()
-    optimizer.zero_grad()  # at once: the other network's gradients take their memory
+    optimizer.zero_grad()  # now, so that the other network's gradients can reuse the memory
     clipped = clip_weights(critic, config.clip_value)
     return {"loss_d": loss.detach(), "wasserstein": wasserstein.detach(), "clipped": clipped}
 

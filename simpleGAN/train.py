@@ -6,8 +6,7 @@ Run:   python train.py                        full size: for a GPU
 Read:  discriminator_step, generator_step, train.
 
 Departures from the paper (its section 5 and Algorithm 1; the authors' mnist.yaml):
-  1. Optimizer: Adam with step size 5e-5; theirs: momentum 0.5 rising to 0.7, step size
-     0.1, which decays.
+  1. Optimizer: Adam, step size 5e-5; theirs: momentum 0.5 to 0.7, step size 0.1, decaying.
   2. Generator's loss: -log D(G(z)), which section 3 advises and their code has; Algorithm 1
      has log(1 - D(G(z))), here with --minimax.
   3. Minibatch: 64 images; their code: 100.
@@ -15,10 +14,9 @@ Departures from the paper (its section 5 and Algorithm 1; the authors' mnist.yam
   5. Discriminator: leaky ReLU, dropout 0.3; theirs: maxout, dropout (in the code 0.2, then 0.5).
   6. Images: in [-1, 1] from tanh; their code: in [0, 1] from a sigmoid.
   7. Layers: five hidden, of 128 to 4096 units; their code: two, of 1200 (generator) or 240.
-  8. First weights: He's, normal; their code: uniform up to 0.05 (generator, whose last biases
-     come from the mean image), 0.005.
-  9. Order: discriminator before generator, as in Algorithm 1; their code: both at once, from
-     the same images.
+  8. First weights: He's, normal; their code: uniform, last biases from the mean image.
+  9. Order: discriminator before generator, as in Algorithm 1; their code: both at once.
+  10. Length: 50 epochs of len(images) // batch_size generator updates; their code: no end.
 """
 
 from pathlib import Path
@@ -123,7 +121,7 @@ def discriminator_step(
     loss = loss + bce(fake_logits, torch.zeros_like(fake_logits))
     loss.backward()
     optimizer.step()
-    optimizer.zero_grad()  # at once: the other network's gradients take their memory
+    optimizer.zero_grad()  # now, so that the other network's gradients can reuse the memory
     return {
         "loss_d": loss.detach(),
         "d_real": real_logits.detach().sigmoid().mean(),

@@ -19,9 +19,6 @@ Departures from the paper (its section 4; the authors' train_uncond_dcgan.py):
   10. Generator's first batch norm: per channel; their code: per unit.
   11. Length: 50 epochs of len(images) // batch_size generator updates; their code: 25 epochs,
      each with half as many.
-
-Of a later paper: --r1, off by default, a penalty that keeps the discriminator smooth
-(Mescheder, Geiger and Nowozin 2018, arXiv:1801.04406).
 """
 
 from pathlib import Path
@@ -51,8 +48,6 @@ class Config:
     """Adam's decay of the mean gradient."""
     beta2: Fraction = 0.999
     """Adam's decay of the mean squared gradient."""
-    r1: NonNegativeFloat = 0.0
-    """Weight of the R1 penalty, gamma in arXiv:1801.04406; 0 for none, as in the paper."""
     g_width: Width = 128
     """Feature maps of the generator's last hidden layer."""
     d_width: Width = 64
@@ -112,31 +107,23 @@ def discriminator_step(
 
     Returns:
         `loss_d`, the sum of both cross entropies, 2 log 2 where it knows nothing;
-        `d_real` and `d_fake`, the mean probabilities D(x) and D(G(z)); `penalty`, the mean
-        squared slope of its logits at the real images, only with --r1.
+        `d_real` and `d_fake`, the mean probabilities D(x) and D(G(z)).
     """
     z = torch.randn(len(real), config.z_dim, device=real.device)
-    real = real.detach().requires_grad_(config.r1 > 0)
     with torch.autocast(real.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         with torch.no_grad():  # the generator stays as it is
             fake = generator(z)
         real_logits, fake_logits = discriminator(real), discriminator(fake)
     loss = bce(real_logits, torch.ones_like(real_logits))
     loss = loss + bce(fake_logits, torch.zeros_like(fake_logits))
-    measured = {
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()  # now, so that the other network's gradients can reuse the memory
+    return {
         "loss_d": loss.detach(),
         "d_real": real_logits.detach().sigmoid().mean(),
         "d_fake": fake_logits.detach().sigmoid().mean(),
     }
-    if config.r1:  # through batch norm each logit depends on all images: the slope is of the sum
-        (gradient,) = torch.autograd.grad(real_logits.sum(), real, create_graph=True)
-        penalty = gradient.flatten(1).square().sum(dim=1).mean()
-        loss = loss + config.r1 / 2 * penalty
-        measured["penalty"] = penalty.detach()
-    loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()  # now, so that the other network's gradients can reuse the memory
-    return measured
 
 
 def generator_step(

@@ -115,7 +115,7 @@ DATASETS = ("faces", "mnist", "fashion-mnist", "cifar10", "celeba")  # other --d
 PATHS = ("data", "data_dir", "runs_dir")
 WHERE = ("name", "resume", "runs_dir")  # settings that say where a run lies, not what it is
 MAY_DIFFER = ("data", "data_dir", "device", "epochs", "max_steps", "max_seconds", "lr")
-REMOVED = ("graphs",)  # settings of earlier runs that changed no result
+REMOVED = ("graphs", True), ("graphs", False), ("r1", 0.0)  # in earlier runs, without an effect
 
 
 def parse_config(settings: type[Config], argv: list[str] | None = None) -> Config:
@@ -134,8 +134,9 @@ def parse_config(settings: type[Config], argv: list[str] | None = None) -> Confi
     values, sources = {}, {}
 
     def add(found: dict[str, Any], source: str, folder: Path) -> None:
-        for name in found.keys() - values.keys() - set(REMOVED):
-            value = found[name]
+        for name, value in found.items():
+            if name in values or (name, value) in REMOVED:
+                continue
             sources[name] = f"{source}--{name.replace('_', '-')}"
             if name not in settings.__pydantic_fields__:
                 raise InputError(f"{sources[name]}: unknown; {suggestion(settings, name)}")

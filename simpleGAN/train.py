@@ -79,7 +79,7 @@ class Config:
     max_seconds: NonNegativeFloat = 0.0
     """Stop after this many seconds of training; 0 for no limit but --epochs."""
     seed: Seed = 0
-    """Random seed of weights, noise and the order of the images."""
+    """Random seed for weights, noise and data order."""
     device: str = "auto"
     """auto for the fastest available, or cpu, cuda, cuda:1, mps ..."""
     precision: Precision = "auto"

@@ -190,11 +190,11 @@ def parse_flags(settings: type[Config], argv: list[str] | None) -> dict[str, Any
 
 
 def suggestion(settings: type[Config], name: str) -> str:
-    """Name the setting that was probably meant: by its spelling or by the words of its help."""
+    """Name the setting that was probably meant: by its spelling or the first words of its help."""
     fields = settings.__pydantic_fields__
     name = name.strip("-").replace("-", "_")
     words = name.replace("_", " ")
-    near = [key for key, field in fields.items() if words in (field.description or "").lower()]
+    near = [k for k, field in fields.items() if (field.description or "").lower().startswith(words)]
     near = get_close_matches(name, fields, 1) or near
     return f"did you mean --{near[0].replace('_', '-')}?" if near else "see --help"
 

@@ -30,21 +30,20 @@ def top(tmp_path, monkeypatch):
     return tmp_path
 
 
-def make_run(top, model, name="run", folder=None, rows=50, digest="a" * 9, **settings):
+def make_run(top, model, name="run", folder=None, rows=50, device="x", digest="x", **settings):
     """Write a run that logged every 10 steps of 8 images, or 40; names sort as the runs began."""
     run = top / (folder or model) / "tensorboard" / "runs" / name
     (run / "frames").mkdir(parents=True)
     (run.parents[2] / "train.py").touch()
-    pictures = {"shape": [90, 16, 16, 3], "digest": digest}
-    started = f"2026-01-{1 + ord(name[0]) % 30:02}"
-    facts = {"format": 1, "model": model, "started": started, "pictures": pictures}
-    (run / "run.json").write_text(json.dumps(facts))
-    settings = dict.fromkeys(runs.SETTINGS, 8) | settings
+    facts = {"format": 1, "model": model, "started": f"2026-01-{1 + ord(name[0]) % 30:02}"}
+    facts |= {"pictures": {"shape": [90, 16, 16, 3], "digest": digest}, "device": device}
+    settings = dict.fromkeys((*runs.SETTINGS, "device"), 8) | settings
     settings |= {"n_critic": 5} if "WGAN" in model else {}
+    (run / "run.json").write_text(json.dumps(facts))
     (run / "parameters.json").write_text(json.dumps(settings))
-    step = np.arange(1, rows + 1) * 10
+    step, rng = np.arange(1, rows + 1) * 10, np.random.default_rng(len(model + name))
     table = {"step": step, "epoch": step / 11, "images": step * 8 * settings.get("n_critic", 1)}
-    table["seconds"], rng = step / 4 + 3, np.random.default_rng(len(model + name))
+    table["seconds"] = step / 4 + 3
     for curve in ("loss_d", "loss_g", *WATCHED["WGAN" in model]):
         table[curve] = rng.normal(size=rows)
     pd.DataFrame(table).to_csv(run / "metrics.csv", index=False)
@@ -58,10 +57,6 @@ def evaluate(run, num=2000, **metrics):
     line["metrics"] = {name: {"value": v, "floor": f} for name, (v, f) in metrics.items()}
     with open(run / "evaluation.jsonl", "a") as file:
         file.write(json.dumps(line) + "\n")
-
-
-def columns_of(run):
-    return np.genfromtxt(run / "metrics.csv", delimiter=",", names=True)
 
 
 @pytest.fixture
@@ -86,11 +81,8 @@ def test_the_table_shows_how_far_runs_came_and_their_metrics_beside_the_floors(f
 
 
 def test_only_settings_that_differ_are_in_the_table_those_of_evaluations_included(top):
-    made = [make_run(top, "WGAN", lr=1e-4), make_run(top, "DCGAN", lr=2e-4, digest="b", k=1)]
-    for run, device in zip(made, ("cpu (x)", "cuda:0 (y)"), strict=True):
-        for file, found in (("parameters.json", "auto"), ("run.json", device)):
-            content = json.loads((run / file).read_text()) | {"device": found}
-            (run / file).write_text(json.dumps(content))
+    made = [make_run(top, "WGAN", device="cpu (x)", digest="a" * 9, lr=1e-4)]
+    made.append(make_run(top, "DCGAN", device="cuda:0 (y)", digest="b", lr=2e-4, k=1))
     evaluate(made[0], num=100, swd=(1, 1))
     evaluate(made[1], num=200, swd=(1, 1))
     differ = compare.table(compare.read_runs(made)).loc["setting"].T.to_dict("list")
@@ -108,9 +100,9 @@ def test_every_curve_is_drawn_from_its_file_against_each_axis(four):
     lines = {key(line.name, line.y): i for i, line in enumerate(figure.data)}
     buttons = {button.label: button.args[0]["x"] for button in figure.layout.updatemenus[0].buttons}
     for model, run in four.items():
-        columns = columns_of(run)
-        for curve in columns.dtype.names[4:]:
-            y = columns[curve]
+        columns = pd.read_csv(run / "metrics.csv")
+        for curve in columns.columns[4:]:
+            y = columns[curve].to_numpy()
             around = np.array([y[max(0, i - 1) : i + 2].mean() for i in range(len(y))])  # 4 %
             raw, mean = pair = [lines.pop(key(f"{model} run", each)) for each in (y, around)]
             assert np.array_equal(figure.data[raw].x, columns["images"])
@@ -139,9 +131,8 @@ def test_a_model_has_its_panels_and_one_color_that_the_color_blind_tell_apart(fo
     assert len({line.line.dash for line in figure.data if line.name[:5] == "WGAN "}) == 2
     make_run(top, "Mine")
     colors = compare.colors(f"gan{i}" for i in range(19))
-    assert len(set(colors.values())) == 24 and re.fullmatch(
-        "(#[0-9A-F]{6})+", "".join(colors.values())
-    )
+    assert len(set(colors.values())) == 24
+    assert all(re.fullmatch("#[0-9A-F]{6}", color) for color in colors.values())
     for model in ("Mine", "WGAN"):  # as in any other comparison
         assert compare.colors(["A", model])[model] == colors[model]
 
@@ -163,7 +154,7 @@ def test_whatever_a_training_logs_is_drawn(top):
     assert len(norms) >= 3 and len(set(norms)) == 2  # `value`; the other two are in one panel
 
 
-def test_in_a_narrow_terminal_each_run_has_a_row(top, monkeypatch, capsys):
+def test_in_a_narrow_terminal_each_run_has_a_row(top):
     made = [make_run(top, "WGAN", f"2026-11-29_09-40-0{i}_123", lr=i * 0.7) for i in range(3)]
     evaluate(made[1], swd=(0.0713, 0.0211))
     found = compare.table(compare.read_runs(made))
@@ -216,10 +207,11 @@ def test_the_csv_has_the_settings_and_numbers_of_each_run_in_a_row(four, top, mo
     monkeypatch.setattr("sys.argv", ["compare.py", "DCGAN", "WGAN", "--csv", "x.csv"])
     compare.main()
     first, second = pd.read_csv(top / "x.csv").to_dict("records")
-    assert (first["model"], first["run"], second["model"]) == ("DCGAN", "run", "WGAN")
-    assert (first["batch_size"], second["n_critic"]) == (8, 5) and np.isnan(first["n_critic"])
-    assert (first["fid"], second["swd"], second["swd_floor"]) == (31.5, 0.03214, 0.0123)
-    assert (second["step"], second["images"], second["seconds"]) == (590, 23600, 150.5)
+    assert np.isnan(first["n_critic"])
+    known = {"model": "DCGAN", "run": "run", "batch_size": 8, "fid": 31.5, "step": 530}
+    assert known.items() <= first.items()
+    known = {"model": "WGAN", "n_critic": 5, "swd": 0.03214, "swd_floor": 0.0123, "images": 23600}
+    assert known.items() <= second.items() and second["seconds"] == 150.5
 
 
 @pytest.mark.parametrize("file", ["metrics.csv", "evaluation.jsonl"])

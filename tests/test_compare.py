@@ -167,7 +167,6 @@ def test_in_a_narrow_terminal_each_run_has_a_row(top):
 
 def test_the_page_fetches_nothing_and_shows_the_last_grids_as_they_are(four, top):
     four["WGAN"] = make_run(top, "WGAN", "<i>run", lr="<i>")
-    shutil.copy(four["DCGAN"] / "frames/000020.png", four["DCGAN"] / "frames/000600 (1).png")
     captions = ("500, 4,000", "530, 4,240", "500, 20,000", "610, 24,400")  # 8 images, or 5 times 8
     compare.write_page(compare.read_runs(four.values()), top / "x.html", "A <title>")
     markup = re.sub(r"<script.*?</script>", "", (top / "x.html").read_text(), flags=re.S)

@@ -17,6 +17,7 @@ import compare
 import runs
 
 OKABE_ITO = {"#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"}
+PICTURES = {"shape": [90, 16, 16, 3], "digest": "a" * 9}
 WATCHED = (("d_real", "d_fake"), ("wasserstein",))  # without, with a critic
 BROWSER = next(filter(None, map(shutil.which, ("google-chrome", "chrome", "chromium"))), None)
 
@@ -30,13 +31,16 @@ def top(tmp_path, monkeypatch):
     return tmp_path
 
 
-def make_run(top, model, name="run", folder=None, rows=50, device="x", digest="x", **settings):
-    """Write a run that logged every 10 steps of 8 images, or 40; names sort as the runs began."""
+def make_run(top, model, name="run", rows=50, steps=None, side=9, facts=(), folder="", **settings):
+    """Write a run that logged every 10 steps of 8 images, or 40; names sort as the runs began.
+
+    Its frame at step s is flat, of the color (s, 255 - s, 99).
+    """
     run = top / (folder or model) / "tensorboard" / "runs" / name
     (run / "frames").mkdir(parents=True)
     (run.parents[2] / "train.py").touch()
-    facts = {"format": 1, "model": model, "started": f"2026-01-{1 + ord(name[0]) % 30:02}"}
-    facts |= {"pictures": {"shape": [90, 16, 16, 3], "digest": digest}, "device": device}
+    began = f"2026-01-{1 + ord(name[0]) % 30:02}"
+    facts = {"format": 1, "model": model, "started": began, "pictures": PICTURES, **dict(facts)}
     settings = dict.fromkeys((*runs.SETTINGS, "device"), 8) | settings
     settings |= {"n_critic": 5} if "WGAN" in model else {}
     (run / "run.json").write_text(json.dumps(facts))
@@ -47,8 +51,9 @@ def make_run(top, model, name="run", folder=None, rows=50, device="x", digest="x
     for curve in ("loss_d", "loss_g", *WATCHED["WGAN" in model]):
         table[curve] = rng.normal(size=rows)
     pd.DataFrame(table).to_csv(run / "metrics.csv", index=False)
-    for step in (20, 10 * rows):
-        Image.new("RGB", (34, 34), (step % 256, 0, 0)).save(run / "frames" / f"{step:06d}.png")
+    for s in (20, 10 * rows) if steps is None else steps:
+        frame = Image.new("RGB", (side, side), (s % 256, 255 - s % 256, 99))
+        frame.save(run / "frames" / f"{s:06d}.png")
     return run
 
 
@@ -81,8 +86,9 @@ def test_the_table_shows_how_far_runs_came_and_their_metrics_beside_the_floors(f
 
 
 def test_only_settings_that_differ_are_in_the_table_those_of_evaluations_included(top):
-    made = [make_run(top, "WGAN", device="cpu (x)", digest="a" * 9, lr=1e-4)]
-    made.append(make_run(top, "DCGAN", device="cuda:0 (y)", digest="b", lr=2e-4, k=1))
+    other = {"device": "cuda:0 (y)", "pictures": PICTURES | {"digest": "b"}}
+    made = [make_run(top, "WGAN", facts={"device": "cpu (x)"}, lr=1e-4)]
+    made.append(make_run(top, "DCGAN", facts=other, lr=2e-4, k=1))
     evaluate(made[0], num=100, swd=(1, 1))
     evaluate(made[1], num=200, swd=(1, 1))
     differ = compare.table(compare.read_runs(made)).loc["setting"].T.to_dict("list")

@@ -31,7 +31,7 @@ def top(tmp_path, monkeypatch):
     return tmp_path
 
 
-def make_run(top, model, name="run", rows=50, steps=None, side=9, facts=(), folder="", **settings):
+def make_run(top, model, name="run", rows=50, steps=None, side=5, facts=(), folder="", **settings):
     """Write a run that logged every 10 steps of 8 images, or 40; names sort as the runs began.
 
     Its frame at step s is flat, of the color (s, 255 - s, 99).

@@ -141,6 +141,7 @@ def test_a_model_has_its_panels_and_one_color_that_the_color_blind_tell_apart(fo
     assert all(re.fullmatch("#[0-9A-F]{6}", color) for color in colors.values())
     for model in ("Mine", "WGAN"):  # as in any other comparison
         assert compare.colors(["A", model])[model] == colors[model]
+    assert compare.colors(["B", "A"]) == compare.colors(["A", "B"])  # whose folders are not here
 
 
 def test_whatever_a_training_logs_is_drawn(top):

@@ -131,10 +131,9 @@ def test_what_is_written(run, call, capsys):
         assert meant.startswith(better.get(name, "lower"))
 
 
-@pytest.mark.parametrize(
-    ("recall", "repetition", "says"),
-    [(0.007, 0.37, False), (0.31, 0.93, False), (0.013, 0.87, True), (0.31, 0.13, True)],
-)
+@pytest.mark.parametrize(("recall", "repetition", "says"), [
+    (0.007, 0.37, False), (0.31, 0.93, False), (0.013, 0.87, True),
+])  # fmt: skip
 def test_precision_says_nothing_of_images_without_variety(recall, repetition, says, capsys):
     """Flat gray noise has a precision of 1 after 20 steps."""
     metrics = {"precision_lite0": 1.0, "recall_lite0": recall, "repetition": repetition}

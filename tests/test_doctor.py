@@ -151,10 +151,9 @@ def test_what_cannot_be_judged_and_why(write):
     young = [name for name, why in unjudged.items() if why == "step 333 of 334 needed at lr 0.0003"]
     assert [*problems, *young] == ["diverged", "too short", CLAMP]
     slower = changes | {"facts": {"lr_until_step": {"99": 3e-4}}, "settings": {"lr": 1e-6}}
-    assert found(write("WGAN", 9, step=333, **slower))[0]["too short"].evidence == [
-        "steps at lr 0.0003 = 333 (below 334)"
-    ]
-    assert "too short" not in found(write("WGAN", 9, step=334, **slower))[0]
+    short, enough = (found(write("WGAN", 9, step=n, **slower))[0] for n in (333, 334))
+    assert short["too short"].evidence == ["steps at lr 0.0003 = 333 (below 334)"]
+    assert "too short" not in enough
     run = write("WGAN", 4, step=334, **changes)
     assert CLAMP in found(run)[0]
     (run / "metrics.csv").unlink()

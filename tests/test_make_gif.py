@@ -82,9 +82,7 @@ def test_every_kth_frame_and_the_last_are_drawn(tmp_path, call):
 
 
 def test_side_by_side_shows_the_runs_after_the_same_number_of_images(tmp_path, call):
-    dcgan = make_run(
-        tmp_path, "DCGAN", steps=[0, 10, 20, 30], batch_size=64
-    )  # images 0, 640, 1280, 1920
+    dcgan = make_run(tmp_path, "DCGAN", steps=[0, 10, 20, 30], batch_size=64)  # 0, 640 ... images
     wgan = make_run(tmp_path, "WGAN", steps=[0, 5, 10], side=500, batch_size=64)  # 0, 1600, 3200
     assert call(wgan, dcgan, "--side-by-side", "--out", "x.gif")[0] == 0
     frames, _ = frames_of(tmp_path / "x.gif")
@@ -95,9 +93,7 @@ def test_side_by_side_shows_the_runs_after_the_same_number_of_images(tmp_path, c
     np.testing.assert_allclose(frames[-1][: len(strip), :500], strip, atol=40)
 
 
-def test_side_by_side_models_come_in_the_order_of_their_papers_and_unknown_ones_last(
-    tmp_path, call
-):
+def test_side_by_side_come_the_papers_in_order_then_others_unknown_ones_last(tmp_path, call):
     slow, fast = (make_run(tmp_path, "WGAN", name, steps=[6, 13]) for name in ("slow", "fast"))
     names = ("0-GAN", "A-GAN", "WGAN-GP", "DCGAN", "simpleGAN")
     others = [make_run(tmp_path, name, steps=[0]) for name in names]
@@ -106,8 +102,8 @@ def test_side_by_side_models_come_in_the_order_of_their_papers_and_unknown_ones_
     frames, _ = frames_of(tmp_path / "y.gif")
     names = ("simpleGAN", "DCGAN", "WGAN slow", "WGAN fast", "WGAN-GP", "A-GAN", "0-GAN")
     for i, name in enumerate(names):
-        step = 6 * ("WGAN " in name)  # the first frame of those that have no 0
-        strip = np.asarray(label_strip(400, f"{name}   {240 * (step > 0)} images, step {step}"))
+        at = "240 images, step 6" if "WGAN " in name else "0 images, step 0"  # the first frame
+        strip = np.asarray(label_strip(400, f"{name}   {at}"))
         np.testing.assert_allclose(frames[0][: len(strip), 408 * i :][:, :400], strip, atol=40)
 
 

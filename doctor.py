@@ -87,9 +87,8 @@ class Run:
 
     def flags(self, **wanted: Any) -> list[str]:
         """Return flags for the settings that this model has and that are not as wanted."""
-        old = self.settings
-        new = {name: x for name, x in wanted.items() if old.get(name, x) != x}
-        return [f"--{name.replace('_', '-')} {x} (was {old[name]})" for name, x in new.items()]
+        new = {name: x for name, x in wanted.items() if self.settings.get(name, x) != x}
+        return [f"--{n.replace('_', '-')} {x} (was {self.settings[n]})" for n, x in new.items()]
 
 
 def crossed(name: str, value: float, side: str, limit: float) -> list[str]:

@@ -12,9 +12,6 @@ The thresholds lie between what was measured in healthy and in deliberately brok
 """
 
 import math
-import os
-import shlex
-import subprocess
 from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
 from inspect import getdoc
 from itertools import islice
@@ -28,6 +25,7 @@ import runs
 from compare import read_runs
 from generate import batch_size, draw, noise
 
+TEXTURE = "Train on images with more texture, such as photographs, and for more steps"
 OTHER_MODEL = "Train the WGAN-GP on the same images: a critic that is right still gives gradients"
 FEW_IMAGES = 300  # below this number, images of one kind are soon known by heart
 
@@ -47,13 +45,13 @@ class Unjudged(Exception):
 
 
 class Run:
-    """What a run folder holds."""
+    """A run folder, and how much of it can be judged."""
 
     def __init__(self, path: Path) -> None:
         (known,) = read_runs([path])
         self.path, self.model, self.rows = path, known.model, known.rows
         self.facts, self.settings = known.facts, known.settings
-        self.count, self.lr = self.facts["pictures"]["shape"][0], self.settings.get("lr", math.inf)
+        self.lr, self.beta1 = self.settings.get("lr", math.inf), self.settings.get("beta1", 0)
         self.step = int(max(self.rows["step"], default=0))
         self.largest_lr = max([self.lr, *self.facts.get("lr_until_step", {}).values()])
         # lr * steps is how far a weight can move. A simple GAN draws a single face until 0.07.
@@ -62,10 +60,9 @@ class Run:
     def end_of(self, *columns: str) -> pd.DataFrame:
         """Return the last quarter of some columns, three rows at least."""
         self.require(self.step)
-        count = len(self.rows)
         if missing := [name for name in columns if name not in self.rows]:
             raise Unjudged(f"metrics.csv has no {', '.join(missing)}")
-        if count < 4:
+        if (count := len(self.rows)) < 4:
             raise Unjudged(f"metrics.csv has {count} of the 4 rows needed")
         return self.rows[[*columns]].tail(max(3, round(count / 4)))
 
@@ -75,9 +72,8 @@ class Run:
 
     def require(self, step: int) -> None:
         """Raise Unjudged if a step is too early to judge."""
-        if step < self.least_steps:
-            needed = f"{self.least_steps:,} needed at lr {self.largest_lr:g}"
-            raise Unjudged(f"step {step:,} of {needed}")
+        if step < (least := self.least_steps):
+            raise Unjudged(f"step {step:,} of {least:,} needed at lr {self.largest_lr:g}")
 
     def require_cross_entropy(self) -> None:
         """Raise Unjudged if the losses are others, hinge or least squares for example.
@@ -91,9 +87,8 @@ class Run:
 
     def flags(self, **wanted: Any) -> list[str]:
         """Return flags for the settings that this model has and that are not as wanted."""
-        old = {name: self.settings.get(name, x) for name, x in wanted.items()}
-        new = {name: x for name, x in wanted.items() if x != old[name]}
-        return [f"--{name.replace('_', '-')} {x} (was {old[name]})" for name, x in new.items()]
+        new = {name: x for name, x in wanted.items() if self.settings.get(name, x) != x}
+        return [f"--{n.replace('_', '-')} {x} (was {self.settings[n]})" for n, x in new.items()]
 
 
 def crossed(name: str, value: float, side: str, limit: float) -> list[str]:
@@ -120,15 +115,15 @@ def diverged(run: Run) -> tuple[list[str], list[str]]:
 
     WGAN, arXiv:1701.07875, section 4: large steps and momentum make training unstable.
     """
-    log, beta1 = run.path / "train.log", run.settings.get("beta1", 0)
+    log = run.path / "train.log"
+    advice = run.flags(lr=min(run.lr / 4, 2e-4), beta1=min(0.5, run.beta1))
     last = log.read_text("utf-8", "replace").strip().split("\n")[-1] if log.is_file() else ""
-    evidence = [last.removeprefix("error").strip()] if "diverged" in last else []
-    if not evidence:
-        if "wasserstein" not in run.rows:
-            run.require_cross_entropy()
-        # healthy: 10; discriminator has won: 300; diverged: 2e3 to 1e18
-        evidence = crossed("loss_g", run.last("loss_g"), "above", 1000)
-    return evidence, run.flags(lr=min(run.lr / 4, 2e-4), beta1=min(0.5, beta1))
+    if "diverged" in last:
+        return [last.removeprefix("error").strip()], advice
+    if "wasserstein" not in run.rows:
+        run.require_cross_entropy()
+    # healthy: 10; discriminator has won: 300; diverged: 2e3 to 1e18
+    return crossed("loss_g", run.last("loss_g"), "above", 1000), advice
 
 
 def too_short(run: Run) -> tuple[list[str], list[str]]:
@@ -141,8 +136,8 @@ def too_short(run: Run) -> tuple[list[str], list[str]]:
     if not run.facts.get("finished"):
         run.require(run.step)
     batch = run.settings["batch_size"] * run.facts.get("processes", 1)
-    epochs = math.ceil(3 * run.least_steps / max(1, run.count // batch))
-    epochs = max(epochs, run.settings.get("epochs", 0))
+    steps = max(1, run.facts["pictures"]["shape"][0] // batch)  # in an epoch
+    epochs = max(math.ceil(3 * run.least_steps / steps), run.settings.get("epochs", 0))
     advice = run.flags(epochs=epochs, max_steps=0, max_seconds=0)
     return crossed(f"steps at lr {run.largest_lr:g}", run.step, "below", run.least_steps), advice
 
@@ -157,10 +152,9 @@ def discriminator_has_won(run: Run) -> tuple[list[str], list[str]]:
     run.require_cross_entropy()
     sure = crossed("loss_d", run.last("loss_d"), "below", 0.05)  # 1.39 if it guesses; won: 0.01
     fakes = crossed("loss_g", run.last("loss_g"), "above", 7)  # healthy: 6.8; won: 7.4 and more
-    dropout, r1 = max(0.5, run.settings.get("dropout", 0.5)), run.settings.get("r1") or 1.0
-    half = max(1, run.settings.get("d_width", 1) // 2)
-    advice = run.flags(k=1, r1=r1, d_width=half, dropout=dropout)
-    return sure and fakes and sure + fakes, [*advice, OTHER_MODEL]
+    width, dropout = run.settings.get("d_width", 1), run.settings.get("dropout", 0.5)
+    advice = run.flags(k=1, lr=run.lr / 2, d_width=max(1, width // 2), dropout=max(0.5, dropout))
+    return sure and fakes and sure + fakes, [*advice, TEXTURE, OTHER_MODEL]
 
 
 def generator_has_collapsed(run: Run) -> tuple[list[str], list[str]]:
@@ -183,9 +177,8 @@ def generator_has_collapsed(run: Run) -> tuple[list[str], list[str]]:
     if not evidence and len(real) == 256:  # the nearest of fewer are farther away
         apart = near / mean * real_mean / real_near  # healthy: 0.6 to 1.5; few faces: below 0.495
         evidence = crossed("distance to the nearest / that of real images", apart, "below", 0.5)
-    beta1, n_critic = run.settings.get("beta1", 0), run.settings.get("n_critic", 0)
-    r1 = run.settings.get("r1") or 1.0
-    advice = run.flags(r1=r1, beta1=min(0.5, beta1), lr=min(run.lr, 2e-4), n_critic=2 * n_critic)
+    n_critic = run.settings.get("n_critic", 0)
+    advice = run.flags(beta1=min(0.5, run.beta1), lr=min(run.lr, 2e-4), n_critic=2 * n_critic)
     return evidence, advice if n_critic else [*advice, OTHER_MODEL]
 
 
@@ -196,8 +189,6 @@ def penalty_does_not_hold(run: Run) -> tuple[list[str], list[str]]:
     """
     off = math.sqrt(run.last("penalty"))  # healthy: up to 0.65; lambda 1: 1; lambda 0.1: 9
     evidence = crossed("root of penalty", off, "above", 0.7)
-    if evidence and "gradient_norm" in run.rows:
-        evidence.append(f"gradient_norm = {run.last('gradient_norm'):,.4g}")
     advice = run.flags(lambda_gp=max(10.0, run.settings["lambda_gp"]), beta1=0.0, lr=run.lr / 4)
     return evidence, advice
 
@@ -215,38 +206,34 @@ def clamp_is_saturated(run: Run) -> tuple[list[str], list[str]]:
 def examine(path: Path) -> tuple[list[Finding], dict[str, str]]:
     """Return what is wrong with a run, and why it could not be judged, by the name of a check."""
     run, found, unjudged = Run(path), [], {}
-    checks = [diverged, too_short, generator_has_collapsed, discriminator_has_won]
     of_setting = {"clip_value": clamp_is_saturated, "lambda_gp": penalty_does_not_hold}
-    checks[3:] = [c for name, c in of_setting.items() if name in run.settings] or checks[3:]
+    checks = [check for name, check in of_setting.items() if name in run.settings]
+    checks = [diverged, too_short, generator_has_collapsed, *(checks or [discriminator_has_won])]
     for check in checks:
         name, (summary, source) = check.__name__.replace("_", " "), getdoc(check).split("\n\n")
         try:
             evidence, advice = check(run)
+            found += [Finding(name, summary, evidence, advice, source)] * bool(evidence)
         except Unjudged as error:
             unjudged[name] = str(error)
-        else:
-            found += [Finding(name, summary, evidence, advice, source)] if evidence else []
     return found, unjudged
 
 
 def report(run: Path) -> str:
     """Say what is wrong with a run, and what could not be judged."""
     (found, unjudged), facts, here = examine(run), runs.read_facts(run), run.resolve()
+    file = here / "parameters.json"
     lines = [f"{facts['model']} {here.name}: {run}"]
     for finding in found:
         lines += ["", f"{finding.name.capitalize()}: {finding.summary}"]
         lines += [f"   evidence  {text}" for text in finding.evidence]
         lines += [f"   try       {text}" for text in finding.advice]
         lines += [f"   source    {finding.source}"]
-    if found:
-        home = runs.TOP / facts["model"]
-        if here.parts[-3:-1] == ("tensorboard", "runs"):  # in a model's folder, maybe a copy
-            home = here.parents[2]
-        join = shlex.join if os.name == "posix" else subprocess.list2cmdline
-        again = ["python", home / "train.py", "--config", here / "parameters.json"]
-        lines += ["", f"To train again, with flags to try: {join(map(str, again))} ...", ""]
-    else:
-        lines += ["", "No problems found" + " in what could be judged" * bool(unjudged) + "."]
+    train = (here / "../../../train.py").resolve()  # of a model folder, maybe a copy
+    train = train if train.exists() else runs.TOP / facts["model"] / "train.py"
+    again = f'To train again, with flags to try: python "{train}" --config "{file}" ...'
+    nothing = "No problems found" + " in what could be judged" * bool(unjudged) + "."
+    lines += ["", f"{again}\n" if found else nothing]
     if (count := facts["pictures"]["shape"][0]) < FEW_IMAGES:
         lines += [f"Remark: {count} training images are few; expect little variety."]
     lines += [f"Not judged: {name}: {reason}." for name, reason in unjudged.items()]

@@ -34,7 +34,6 @@ import runs as folders
 from compare import numbers_of, read_runs, show, write_page
 from runs import TOP
 
-NAMED = ("faces", "mnist", "fashion-mnist", "cifar10", "celeba")  # any other --data is a path
 EQUAL = ("data", "hold_out", "image_size", "batch_size", "device")  # by the same name in train.py
 EVERY = {"log": 150, "frame": 60, "checkpoint": 10}  # about so many in each run
 TRIAL = 3  # seconds of training in which a model's speed is measured, or a tenth of the budget
@@ -48,7 +47,7 @@ def parse_arguments(argv: list[str] | None = None) -> Namespace:
     add("--images", type=int, default=0, help="real images that each run is shown")
     add("--seeds", type=int, default=3, help="runs of each model (default: 3)")
     add("--models", nargs="+", choices=models, default=models, metavar="MODEL", help="default: all")
-    add("--data", default="faces", help=f"{', '.join(NAMED)}, a folder or a zip (default: faces)")
+    add("--data", default="faces", help="as for train.py (default: faces)")
     add("--data-dir", default=TOP / "race" / "data", help="for downloads and decoded images")
     add("--hold-out", type=int, default=1000, help="images kept for evaluation (default: 1000)")
     add("--image-size", type=int, default=32, help="side in pixels (default: 32)")
@@ -60,7 +59,8 @@ def parse_arguments(argv: list[str] | None = None) -> Namespace:
     race = parser.parse_args(argv)
     if (race.seconds > 0) == (race.images > 0) or race.seeds < 1:
         parser.error("a race needs --seconds or --images, one of the two, and --seeds from 1")
-    race.data = race.data if race.data in NAMED else str(Path(race.data).resolve())
+    if race.data not in folders.utils().DATASETS:
+        race.data = str(Path(race.data).resolve())
     race.data_dir = Path(race.data_dir).resolve()
     budget = f"{race.images}images" if race.images else f"{race.seconds:g}s"
     race.folder = TOP / "race" / (race.name or f"{Path(race.data).stem}-{budget}")
@@ -195,10 +195,9 @@ def hold(race: Namespace, record: dict) -> None:
 def report(race: Namespace, record: dict) -> None:
     """Write race.csv, the means into race.json, race.html and race.gif, and print the means."""
     runs = read_runs([run for *_, run in race.runs if (run / "run.json").is_file()])
-    rows = pd.DataFrame([numbers_of(run) for run in runs])
-    rows.insert(0, "failed", [record["failed"].get(run.path.name, "") for run in runs])
-    rows.insert(0, "seed", [run.settings["seed"] for run in runs])
-    rows.insert(0, "model", [run.model for run in runs])
+    failed = [record["failed"].get(run.path.name, "") for run in runs]
+    whose = {"model": [run.model for run in runs], "seed": [run.settings["seed"] for run in runs]}
+    rows = pd.DataFrame(whose | {"failed": failed}).join(pd.DataFrame(map(numbers_of, runs)))
     rows.to_csv(race.folder / "race.csv", index=False)
     whole = rows[rows["failed"] == ""].rename(columns={"step": "steps"})
     floors = whole.filter(regex="_floor$").mean()

@@ -8,7 +8,7 @@ All have the same networks, of the papers' size, and minibatches of the same siz
   reused  the fastest textbook loop: one minibatch of fakes serves both networks, one of real
           images serves all critic steps (fewer than the papers take), and no loss is read
   ours    the folder's train.py
-  limit   every convolution and matrix product of one of our steps, timed alone
+  limit   the convolutions and matrix products within our steps, without all else
 
 Example: python benchmarks/throughput.py --models DCGAN --rounds 3 --out throughput.json
 
@@ -27,7 +27,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
@@ -38,10 +37,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.profiler import profile
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
+HEAVY = {f"aten::{x}" for x in ("convolution", "convolution_backward", "mm", "addmm", "bmm")}
+PROFILED = 3  # steps
 TOP = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TOP))
 from runs import PAPERS, load_file_of  # noqa: E402
@@ -84,43 +85,40 @@ def textbook_steps(
     optimizer, options = torch.optim.RMSprop, {"lr": config.lr}
     if model != "WGAN":
         optimizer, options["betas"] = torch.optim.Adam, (config.beta1, config.beta2)
-    generator_optimizer = optimizer(generator.parameters(), **options)
-    critic_optimizer = optimizer(critic.parameters(), **options)
+    optimizers = [optimizer(network.parameters(), **options) for network in (critic, generator)]
+
+    def loss_of(images: torch.Tensor, target: int) -> torch.Tensor:
+        scores = critic(images)
+        if wasserstein:
+            return scores.mean() * (1 - 2 * target)
+        return bce(scores, torch.full_like(scores, target))
+
+    def update(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if not reuse:
+            loss.item()
+
     while True:
         for i in range(getattr(config, "n_critic", 1)):
             if i == 0 or not reuse:
                 real = next(batches)
                 fake = generator(torch.randn(len(real), config.z_dim))
-            scores, fake_scores = critic(real), critic(fake.detach())
-            ones = torch.ones_like(scores)
-            if wasserstein:
-                loss_d = fake_scores.mean() - scores.mean()
-            else:
-                loss_d = bce(scores, ones) + bce(fake_scores, 0 * ones)
+            loss_d = loss_of(real, 1) + loss_of(fake.detach(), 0)
             if model == "WGAN-GP":
                 epsilon = torch.rand(len(real), 1, 1, 1)
                 x_hat = (epsilon * real + (1 - epsilon) * fake.detach()).requires_grad_()
-                sums = critic(x_hat).sum()
-                gradient = torch.autograd.grad(sums, x_hat, create_graph=True)[0]
-                slope = gradient.view(len(real), -1).norm(2, dim=1)
+                (gradient,) = torch.autograd.grad(critic(x_hat).sum(), x_hat, create_graph=True)
+                slope = gradient.flatten(1).norm(dim=1)
                 loss_d = loss_d + config.lambda_gp * ((slope - 1) ** 2).mean()
-            critic_optimizer.zero_grad()
-            loss_d.backward()
-            critic_optimizer.step()
+            update(optimizers[0], loss_d)
             if model == "WGAN":
                 for parameter in critic.parameters():
                     parameter.data.clamp_(-config.clip_value, config.clip_value)
-            if not reuse:
-                loss_d.item()
         if not reuse:
             fake = generator(torch.randn(len(real), config.z_dim))
-        scores = critic(fake)
-        loss_g = -scores.mean() if wasserstein else bce(scores, torch.ones_like(scores))
-        generator_optimizer.zero_grad()
-        loss_g.backward()
-        generator_optimizer.step()
-        if not reuse:
-            loss_g.item()
+        update(optimizers[1], loss_of(fake, 1))
         yield generator
 
 
@@ -149,42 +147,22 @@ def ours(model: str, images: Path, orders: Connection, precision: str) -> None:
             facts["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
             facts["images_per_step"] = self.images_per_step
             facts["precision"] = self.config.precision
+            with profile() as profiled:
+                yield from [1] * PROFILED
+            heavy = [one for one in profiled.key_averages() if one.key in HEAVY]
+            facts["limit"] = sum(one.cpu_time_total for one in heavy) / 1e6 / PROFILED
 
-    class Limited(train.Run):
-        def steps(self) -> Iterator[int]:
-            yield 1  # the first step has memory to find
-            with heavy_operations() as seconds:
-                yield 2
-            facts["limit"] = sum(seconds)
-
+    train.Run = Timed
     with tempfile.TemporaryDirectory() as folder:
         places = {"data": str(images), "data_dir": folder, "runs_dir": folder}
-        config = replace(train.Config(), device="cpu", precision=precision, **places)
-        train.Run = Timed
-        train.train(replace(config, name="timed"))
-        train.Run = Limited
-        train.train(replace(config, name="limited"))
+        train.train(replace(train.Config(), device="cpu", precision=precision, **places))
     orders.send(facts)
 
 
-@contextmanager
-def heavy_operations() -> Iterator[list[float]]:
-    """Time every convolution and matrix product by itself, as medians of three repetitions."""
-    names = ("convolution", "convolution_backward", "mm", "addmm", "bmm")
-    heavy, seconds = {getattr(torch.ops.aten, name).default for name in names}, []
-
-    class Timing(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            result, times = function(*args, **(kwargs or {})), []
-            for _ in range(3 if function in heavy else 0):
-                began = time.perf_counter()
-                function(*args, **(kwargs or {}))
-                times.append(time.perf_counter() - began)
-            seconds.append(statistics.median(times or [0]))
-            return result
-
-    with Timing():
-        yield seconds
+def seconds_per_step(orders: Connection, steps: int) -> float:
+    """Let a loop take steps."""
+    orders.send(steps)
+    return orders.recv() / steps
 
 
 def measure(model: str, images: Path, precision: str, turns: int, seconds: float) -> dict:
@@ -196,16 +174,13 @@ def measure(model: str, images: Path, precision: str, turns: int, seconds: float
         workers[name], there = context.Pipe()
         processes.append(context.Process(target=loop, args=(model, images, there)))
         processes[-1].start()
-    for name, orders in workers.items():  # warm up, then choose how many steps make a round
-        for count in (1, 1):
-            orders.send(count)
-            took = orders.recv() / count
+    for name, orders in workers.items():  # the first step warms up
+        _, took = (seconds_per_step(orders, 1) for _ in range(2))
         steps[name] = max(1, round(seconds / took))
     times = {name: [] for name in loops}
     for _ in range(turns):
         for name, orders in workers.items():
-            orders.send(steps[name])
-            times[name].append(orders.recv() / steps[name])
+            times[name].append(seconds_per_step(orders, steps[name]))
     for orders in workers.values():
         orders.send(0)
     facts = workers["ours"].recv()
@@ -219,23 +194,10 @@ def measure(model: str, images: Path, precision: str, turns: int, seconds: float
     for name in ("fresh", "reused"):
         pairs = [b / a for a, b in zip(times["ours"], times[name], strict=True)]
         figures[f"ratio_{name}"] = round(statistics.median(pairs), 2)
-    return figures | {
-        "limit_seconds_per_step": round(facts["limit"], 4),
-        "share_of_limit": round(facts["limit"] / statistics.median(times["ours"]), 3),
-        "peak_memory_gb": round(facts["peak"] / 1e9, 2),
-    }
-
-
-def table(figures: list[dict]) -> str:
-    """Write the figures as a Markdown table."""
-    head = "| model | fresh fakes | reused fakes | ours | share of the limit | peak memory |"
-    rows = [head, "|---" * 6 + "|"]
-    for f in figures:
-        ours = f"{f['ours_images_per_second']} images/s in {f['precision']}"
-        rates = [f"{f[f'{n}_images_per_second']} ({f[f'ratio_{n}']}x)" for n in ("fresh", "reused")]
-        share, memory = f["share_of_limit"], f["peak_memory_gb"]
-        rows.append(f"| {f['model']} | {' | '.join(rates)} | {ours} | {share:.0%} | {memory} GB |")
-    return "\n".join(rows)
+    figures["limit_seconds_per_step"] = round(facts["limit"], 4)
+    figures["share_of_limit"] = round(facts["limit"] / statistics.median(times["ours"]), 3)
+    figures["peak_memory_gb"] = round(facts["peak"] / 1e9, 2)
+    return figures
 
 
 def save(figures: Any, out: Path | None) -> None:
@@ -267,10 +229,8 @@ def main() -> None:
         images = Path(folder) / "images" / "all"
         draw_jpegs(images, 1000)
         for model in args.models:
-            how = (args.precision, args.rounds, args.seconds)
-            figures.append(measure(model, images, *how))
+            figures.append(measure(model, images, args.precision, args.rounds, args.seconds))
             print(json.dumps(figures[-1]), flush=True)
-    print(table(figures))
     save(figures, args.out)
 
 

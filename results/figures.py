@@ -24,6 +24,7 @@ import json
 import shutil
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -172,11 +173,6 @@ def draw_final() -> None:
     draw_generators("final.png", {"real (drawn)": np.stack(list(faces))}, "")
 
 
-def draw_celeba() -> None:
-    """Draw assets/celeba.png: the same by the generators that have learned celebrity faces."""
-    draw_generators("celeba.png", {}, "-celeba")
-
-
 def draw_generators(name: str, shown: dict[str, np.ndarray], suffix: str) -> None:
     """Draw images side by side, and those of each model's generator in assets/weights/."""
     for model in MODELS:
@@ -261,13 +257,10 @@ def print_precision() -> None:
     """Print means and sample standard deviations over the seeds of results/precision.csv."""
     names, table, rows = ["steps", "seconds", *QUALITY], pd.read_csv(RESULTS / "precision.csv"), []
     # Of each seed: float32, bfloat16, and float32 again, when it had taken as many steps.
-    kinds = ("fp32", "bf16", "fp32, as many steps")
-    for data in table["data"].unique():
-        for model in MODELS:
-            runs_of = table[(table["data"] == data) & (table["model"] == model)]
-            for i, kind in enumerate(kinds):
-                each = runs_of.iloc[i::3][names]
-                rows.append([data, model, kind, *cells(names, each.mean(), each.std())])
+    for (data, model), found in table.groupby(["data", "model"], sort=False):
+        for i, kind in enumerate(("fp32", "bf16", "fp32, as many steps")):
+            each = found.iloc[i::3][names]
+            rows.append([data, model, kind, *cells(names, each.mean(), each.std())])
     print_table(["images", "model", "precision", *names], rows)
 
 
@@ -294,11 +287,10 @@ def record(run: Path) -> None:
     facts.pop("cache", None)  # a path
     settings["data"], settings["data_dir"] = Path(settings["data"]).name, ""
     folder = RESULTS / facts["model"] / run.name
-    (folder / "frames").mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "frames").mkdir(parents=True)
     for name, content in zip(RECORDED, (facts, settings), strict=False):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
-    for old in (folder / "frames").iterdir():
-        old.unlink()
     shutil.copy(runs.frames_of(run)[-1], folder / "frames")
     for name in RECORDED[2:]:
         shutil.copyfile(run / name, folder / name)
@@ -334,8 +326,9 @@ def halve_weights(run: Path) -> None:
 def main() -> None:
     """Draw, print or keep what the command line asks for."""
     made = {"landscapes": draw_landscapes, "curves": draw_curves, "final": draw_final}
-    made |= {"celeba": draw_celeba, "table": print_runs, "race": print_race}
-    made |= {"waiting": print_waiting, "precision": print_precision, "peers": print_peers}
+    made |= {"celeba": partial(draw_generators, "celeba.png", {}, "-celeba"), "table": print_runs}
+    made |= {"race": print_race, "waiting": print_waiting, "precision": print_precision}
+    made["peers"] = print_peers
     kept = {"record": record, "weights": halve_weights}
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=[*made, *kept])

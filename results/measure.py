@@ -14,7 +14,6 @@ with real ones. The rows go to results/peers.csv. Rows with the same settings ar
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import subprocess
@@ -40,11 +39,6 @@ import runs  # noqa: E402
 
 NUM, HOLD_OUT = 2000, 500
 NAMES = ["frechet_lite0", "kernel_lite0", "swd", "diversity", "repetition"]
-
-
-def quick(model: str) -> dict:
-    """Return the settings of a model's quick.json."""
-    return json.loads((TOP / model / "quick.json").read_text())
 
 
 def draw(generator: nn.Module, z_dim: int) -> np.ndarray:
@@ -113,7 +107,8 @@ def ours(args: argparse.Namespace, folder: str, note: Callable[[nn.Module], None
                 note(self.parts["generator"])
 
     train.Run = Noted
-    settings = quick("DCGAN") | {"image_size": 64, "lr": args.lr, "seed": args.seed}
+    quick = runs.read_json(TOP / "DCGAN" / "quick.json")
+    settings = quick | {"image_size": 64, "lr": args.lr, "seed": args.seed}
     settings |= {"data": args.data, "data_dir": folder, "runs_dir": folder, "hold_out": HOLD_OUT}
     settings |= {"epochs": 100_000, "precision": "fp32", "device": "cpu"}
     train.train(train.Config(**settings))
@@ -121,7 +116,8 @@ def ours(args: argparse.Namespace, folder: str, note: Callable[[nn.Module], None
 
 def peer(args: argparse.Namespace, folder: str, note: Callable[[nn.Module], None]) -> None:
     """Run the main.py of pytorch/examples' dcgan on PNGs, with one worker."""
-    names, updates, quickly = {"__name__": "__main__"}, count(1), quick("DCGAN")
+    names, updates = {"__name__": "__main__"}, count(1)
+    quick = runs.read_json(TOP / "DCGAN" / "quick.json")
 
     def after(*_: object) -> None:
         """Note every other update: the generator's comes second."""
@@ -132,7 +128,7 @@ def peer(args: argparse.Namespace, folder: str, note: Callable[[nn.Module], None
     sys.argv = ["main.py", "--dataset", "folder", "--dataroot", f"{folder}/png", "--outf", folder]
     sys.argv += ["--imageSize", "64", "--workers", "1", "--niter", "100000", "--lr", str(args.lr)]
     sys.argv += ["--manualSeed", str(args.seed)]
-    sys.argv += ["--ngf", str(quickly["g_width"]), "--ndf", str(quickly["d_width"])]
+    sys.argv += ["--ngf", str(quick["g_width"]), "--ndf", str(quick["d_width"])]
     exec(compile(args.main.read_text(), str(args.main), "exec"), names)
 
 

@@ -1,11 +1,10 @@
-"""compare.py: the table, the figure, and the page in a browser."""
+"""compare.py: the table, the figure and the page."""
 
 import base64
 import html
 import json
 import re
 import shutil
-import subprocess
 from collections import Counter
 
 import numpy as np
@@ -17,8 +16,8 @@ import compare
 import runs
 
 OKABE_ITO = {"#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"}
+PICTURES = {"shape": [90, 16, 16, 3], "digest": "a" * 9}
 WATCHED = (("d_real", "d_fake"), ("wasserstein",))  # without, with a critic
-BROWSER = next(filter(None, map(shutil.which, ("google-chrome", "chrome", "chromium"))), None)
 
 
 @pytest.fixture
@@ -30,26 +29,29 @@ def top(tmp_path, monkeypatch):
     return tmp_path
 
 
-def make_run(top, model, name="run", folder=None, rows=50, digest="a" * 9, **settings):
-    """Write a run that logged every 10 steps of 8 images, or 40; names sort as the runs began."""
+def make_run(top, model, name="run", rows=50, steps=None, side=5, facts=(), folder="", **settings):
+    """Write a run that logged every 10 steps of 8 images, or 40; names sort as the runs began.
+
+    Its frame at step s is flat, of the color (s, 255 - s, 99).
+    """
     run = top / (folder or model) / "tensorboard" / "runs" / name
     (run / "frames").mkdir(parents=True)
     (run.parents[2] / "train.py").touch()
-    pictures = {"shape": [90, 16, 16, 3], "digest": digest}
-    started = f"2026-01-{1 + ord(name[0]) % 30:02}"
-    facts = {"format": 1, "model": model, "started": started, "pictures": pictures}
-    (run / "run.json").write_text(json.dumps(facts))
-    settings = dict.fromkeys(runs.SETTINGS, 8) | settings
+    began = f"2026-01-{1 + ord(name[0]) % 30:02}"
+    facts = {"format": 1, "model": model, "started": began, "pictures": PICTURES, **dict(facts)}
+    settings = dict.fromkeys((*runs.SETTINGS, "device"), 8) | settings
     settings |= {"n_critic": 5} if "WGAN" in model else {}
+    (run / "run.json").write_text(json.dumps(facts))
     (run / "parameters.json").write_text(json.dumps(settings))
-    step = np.arange(1, rows + 1) * 10
+    step, rng = np.arange(1, rows + 1) * 10, np.random.default_rng(len(model + name))
     table = {"step": step, "epoch": step / 11, "images": step * 8 * settings.get("n_critic", 1)}
-    table["seconds"], rng = step / 4 + 3, np.random.default_rng(len(model + name))
+    table["seconds"] = step / 4 + 3
     for curve in ("loss_d", "loss_g", *WATCHED["WGAN" in model]):
         table[curve] = rng.normal(size=rows)
     pd.DataFrame(table).to_csv(run / "metrics.csv", index=False)
-    for step in (20, 10 * rows):
-        Image.new("RGB", (34, 34), (step % 256, 0, 0)).save(run / "frames" / f"{step:06d}.png")
+    for s in (20, 10 * rows) if steps is None else steps:
+        frame = Image.new("RGB", (side, side), (s % 256, 255 - s % 256, 99))
+        frame.save(run / "frames" / f"{s:06d}.png")
     return run
 
 
@@ -58,10 +60,6 @@ def evaluate(run, num=2000, **metrics):
     line["metrics"] = {name: {"value": v, "floor": f} for name, (v, f) in metrics.items()}
     with open(run / "evaluation.jsonl", "a") as file:
         file.write(json.dumps(line) + "\n")
-
-
-def columns_of(run):
-    return np.genfromtxt(run / "metrics.csv", delimiter=",", names=True)
 
 
 @pytest.fixture
@@ -86,11 +84,9 @@ def test_the_table_shows_how_far_runs_came_and_their_metrics_beside_the_floors(f
 
 
 def test_only_settings_that_differ_are_in_the_table_those_of_evaluations_included(top):
-    made = [make_run(top, "WGAN", lr=1e-4), make_run(top, "DCGAN", lr=2e-4, digest="b", k=1)]
-    for run, device in zip(made, ("cpu (x)", "cuda:0 (y)"), strict=True):
-        for file, found in (("parameters.json", "auto"), ("run.json", device)):
-            content = json.loads((run / file).read_text()) | {"device": found}
-            (run / file).write_text(json.dumps(content))
+    other = {"device": "cuda:0 (y)", "pictures": PICTURES | {"digest": "b"}}
+    made = [make_run(top, "WGAN", facts={"device": "cpu (x)"}, lr=1e-4)]
+    made.append(make_run(top, "DCGAN", facts=other, lr=2e-4, k=1))
     evaluate(made[0], num=100, swd=(1, 1))
     evaluate(made[1], num=200, swd=(1, 1))
     differ = compare.table(compare.read_runs(made)).loc["setting"].T.to_dict("list")
@@ -100,24 +96,26 @@ def test_only_settings_that_differ_are_in_the_table_those_of_evaluations_include
     assert differ == {"lr": ["0.0001", "0.0002"], "n_critic": ["5", "-"], "k": ["-", "1"]}
 
 
-def test_every_curve_is_drawn_from_its_file_against_each_axis(four):
+def test_every_curve_is_drawn_from_its_file_against_each_axis(four, top):
     def key(name, y):
         return name, np.round(y.astype(float), 9).tobytes()
 
+    four["WGAN"] = make_run(top, "WGAN", "long", rows=131)
     figure = compare.figure(compare.read_runs(four.values()))
     lines = {key(line.name, line.y): i for i, line in enumerate(figure.data)}
     buttons = {button.label: button.args[0]["x"] for button in figure.layout.updatemenus[0].buttons}
     for model, run in four.items():
-        columns = columns_of(run)
-        for curve in columns.dtype.names[4:]:
-            y = columns[curve]
-            around = np.array([y[max(0, i - 1) : i + 2].mean() for i in range(len(y))])  # 4 %
-            raw, mean = pair = [lines.pop(key(f"{model} run", each)) for each in (y, around)]
+        columns = pd.read_csv(run / "metrics.csv")
+        for curve in columns.columns[4:]:
+            y, n = columns[curve].to_numpy(), len(columns) // 50  # on both sides, 4 % in all
+            around = np.array([y[max(0, i - n) : i + n + 1].mean() for i in range(len(y))])
+            raw, mean = pair = [lines.pop(key(f"{model} {run.name}", x)) for x in (y, around)]
             assert np.array_equal(figure.data[raw].x, columns["images"])
             assert all(np.array_equal(buttons[n][i], columns[n]) for n in buttons for i in pair)
             assert figure.data[raw].hovertemplate and figure.data[mean].hoverinfo == "skip"
             assert not figure.data[mean].hovertemplate  # or each tooltip is shown twice
-    assert not any(axis.matches for axis in figure.select_yaxes())  # each has heights of its own
+    for axis in figure.select_yaxes():  # each has heights of its own, and up is up
+        assert not axis.matches and not axis.autorange and not axis.range
     assert not lines and set(buttons) == {"images", "seconds", "step"}
     assert len([line for line in figure.data if line.showlegend]) == 4
     assert all(line.legendgroup == line.name for line in figure.data)  # a click hides all of a run
@@ -139,11 +137,11 @@ def test_a_model_has_its_panels_and_one_color_that_the_color_blind_tell_apart(fo
     assert len({line.line.dash for line in figure.data if line.name[:5] == "WGAN "}) == 2
     make_run(top, "Mine")
     colors = compare.colors(f"gan{i}" for i in range(19))
-    assert len(set(colors.values())) == 24 and re.fullmatch(
-        "(#[0-9A-F]{6})+", "".join(colors.values())
-    )
+    assert len(set(colors.values())) == 24
+    assert all(re.fullmatch("#[0-9A-F]{6}", color) for color in colors.values())
     for model in ("Mine", "WGAN"):  # as in any other comparison
         assert compare.colors(["A", model])[model] == colors[model]
+    assert compare.colors(["B", "A"]) == compare.colors(["A", "B"])  # whose folders are not here
 
 
 def test_whatever_a_training_logs_is_drawn(top):
@@ -163,7 +161,7 @@ def test_whatever_a_training_logs_is_drawn(top):
     assert len(norms) >= 3 and len(set(norms)) == 2  # `value`; the other two are in one panel
 
 
-def test_in_a_narrow_terminal_each_run_has_a_row(top, monkeypatch, capsys):
+def test_in_a_narrow_terminal_each_run_has_a_row(top):
     made = [make_run(top, "WGAN", f"2026-11-29_09-40-0{i}_123", lr=i * 0.7) for i in range(3)]
     evaluate(made[1], swd=(0.0713, 0.0211))
     found = compare.table(compare.read_runs(made))
@@ -176,7 +174,6 @@ def test_in_a_narrow_terminal_each_run_has_a_row(top, monkeypatch, capsys):
 
 def test_the_page_fetches_nothing_and_shows_the_last_grids_as_they_are(four, top):
     four["WGAN"] = make_run(top, "WGAN", "<i>run", lr="<i>")
-    shutil.copy(four["DCGAN"] / "frames/000020.png", four["DCGAN"] / "frames/000600 (1).png")
     captions = ("500, 4,000", "530, 4,240", "500, 20,000", "610, 24,400")  # 8 images, or 5 times 8
     compare.write_page(compare.read_runs(four.values()), top / "x.html", "A <title>")
     markup = re.sub(r"<script.*?</script>", "", (top / "x.html").read_text(), flags=re.S)
@@ -216,10 +213,11 @@ def test_the_csv_has_the_settings_and_numbers_of_each_run_in_a_row(four, top, mo
     monkeypatch.setattr("sys.argv", ["compare.py", "DCGAN", "WGAN", "--csv", "x.csv"])
     compare.main()
     first, second = pd.read_csv(top / "x.csv").to_dict("records")
-    assert (first["model"], first["run"], second["model"]) == ("DCGAN", "run", "WGAN")
-    assert (first["batch_size"], second["n_critic"]) == (8, 5) and np.isnan(first["n_critic"])
-    assert (first["fid"], second["swd"], second["swd_floor"]) == (31.5, 0.03214, 0.0123)
-    assert (second["step"], second["images"], second["seconds"]) == (590, 23600, 150.5)
+    assert np.isnan(first["n_critic"])
+    known = {"model": "DCGAN", "run": "run", "batch_size": 8, "fid": 31.5, "step": 530}
+    assert known.items() <= first.items()
+    known = {"model": "WGAN", "n_critic": 5, "swd": 0.03214, "swd_floor": 0.0123, "images": 23600}
+    assert known.items() <= second.items() and second["seconds"] == 150.5
 
 
 @pytest.mark.parametrize("file", ["metrics.csv", "evaluation.jsonl"])
@@ -230,24 +228,3 @@ def test_damaged_files_are_named(top, file):
         (run / file).write_text(text)
         with pytest.raises(runs.utils().InputError, match=file):
             compare.read_runs([run])
-
-
-PROBE = """<script>onload = () => {
-  const plot = document.querySelector(".js-plotly-plot"), x = () => plot._fullData[0].x[49];
-  const images = x(), lines = plot.querySelectorAll(".scatterlayer .trace").length;
-  plot.querySelectorAll(".updatemenu-button")[2].dispatchEvent(new MouseEvent("click"));
-  const y = plot._fullLayout.yaxis, up = y.c2p(0.3) < y.c2p(-0.2);
-  document.title = [images, x(), lines, document.documentElement.scrollWidth > innerWidth, up];
-};</script>"""
-
-
-@pytest.mark.skipif(not BROWSER, reason="no browser on this machine")
-def test_the_page_in_a_browser(four, top):
-    compare.write_page(compare.read_runs(four.values()), top / "x.html", "")
-    (top / "x.html").write_text((top / "x.html").read_text() + PROBE)
-    flags = "--headless --no-sandbox --disable-gpu --enable-logging=stderr --dump-dom"
-    flags += f" --window-size=600,800 --virtual-time-budget=9000 --user-data-dir={top}/profile"
-    command = [BROWSER, *flags.split(), (top / "x.html").as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    # The last row against images, then steps; two lines for each of 14 curves; fits; up is up.
-    assert "<title>4000,500,28,false,true</title>" in done.stdout and "CONSOLE" not in done.stderr

@@ -16,14 +16,21 @@ SHARED_NETWORKS = {  # class or function of model.py: the folders where it is me
 SHARED_FIELDS = [
     *("data", "data_dir", "hold_out", "image_size", "channels", "epochs", "max_steps"),
     *("max_seconds", "batch_size", "z_dim", "g_width", "d_width", "lr", "seed", "device"),
-    *("runs_dir", "name", "resume", "precision"),
-    *("log_every", "frame_every", "checkpoint_every"),
+    *("runs_dir", "name", "resume", "precision", "log_every", "frame_every", "checkpoint_every"),
 ]
 HELP_MAY_DIFFER = {"lr", "batch_size", "g_width", "d_width"}  # they name the paper's symbols
 
 
-def complaint(name: str, texts: dict[str, str]) -> str:
-    """Say which folder is the odd one, how it differs and how to mend it."""
+def imports(files):
+    """Return the packages and modules that files import."""
+    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text("utf-8")))]
+    found = {a.name for node in nodes if isinstance(node, ast.Import) for a in node.names}
+    found |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    return {name.split(".")[0] for name in found}
+
+
+def assert_same(name, texts):
+    """Or say which folder is the odd one, how it differs and how to mend it."""
     common = Counter(texts.values()).most_common(1)[0][0]
     first, *others = [folder for folder in texts if texts[folder] == common]
     lines = []
@@ -35,34 +42,15 @@ def complaint(name: str, texts: dict[str, str]) -> str:
             f"Take it back: cp {first}/{name} {odd}/",
             *difflib.unified_diff(*pair, lineterm=""),
         ]
-    return "\n".join(lines)
+    assert not lines, "\n".join(lines)
 
 
 @pytest.mark.parametrize("name", COPIES)
-def test_support_files_are_the_same_everywhere(name):
-    texts = {folder: (TOP / folder / name).read_bytes().decode() for folder in FOLDERS}
-    assert len(set(texts.values())) == 1, complaint(name, texts)
-
-
-def test_the_complaint_names_the_odd_folder_and_both_remedies():
-    text = complaint("utils.py", {"a": "1\n", "b": "1\n", "c": "2\n"})
-    assert "c/utils.py differs from that of a, b" in text
-    assert "for d in a b; do cp c/utils.py $d/; done" in text
-    assert "cp a/utils.py c/" in text
-    assert "-1" in text and "+2" in text
-
-
-@pytest.mark.parametrize("name", COPIES)
-def test_support_files_know_no_model(name):
+def test_support_files_are_the_same_everywhere_and_know_no_model(name):
+    assert_same(name, {folder: (TOP / folder / name).read_bytes().decode() for folder in FOLDERS})
     source = (TOP / "WGAN" / name).read_text()
-    imported = {
-        alias.name if isinstance(node, ast.Import) else node.module
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for alias in node.names
-    }
-    assert not imported & {"model", "train"}
     assert not re.search(r"simpleGAN|DCGAN|WGAN|critic|discriminator", source)
+    assert not imports([TOP / "WGAN" / name]) & {"model", "train"}
 
 
 @pytest.mark.parametrize("name", SHARED_NETWORKS)
@@ -71,17 +59,12 @@ def test_shared_networks_are_the_same(name):
     for folder in SHARED_NETWORKS[name]:
         source = (TOP / folder / "model.py").read_text()
         nodes = {n.name: n for n in ast.parse(source).body if hasattr(n, "name")}
-        assert name in nodes, f"{folder}/model.py has no {name}"
         texts[folder] = ast.get_source_segment(source, nodes[name])
-    assert len(set(texts.values())) == 1, complaint("model.py", texts)
+    assert_same("model.py", texts)
 
 
 def test_model_files_import_torch_alone():
-    for folder in FOLDERS:
-        tree = ast.parse((TOP / folder / "model.py").read_text())
-        names = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-        names |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
-        assert {name.split(".")[0] for name in names} <= {"torch"}, folder
+    assert imports(TOP / folder / "model.py" for folder in FOLDERS) == {"torch"}
 
 
 def test_shared_settings_have_the_same_type_and_help():

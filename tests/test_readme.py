@@ -1,21 +1,19 @@
 """What the READMEs and docs/ say is true: commands, links, numbers and requirements."""
 
 import argparse
-import ast
-import csv
 import json
 import re
 import runpy
 import shlex
 import sys
 from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
-from statistics import mean, stdev
 
+import pandas as pd
 import pytest
 from conftest import TOP, load
 from packaging.requirements import Requirement
+from test_copies import imports
 
 from runs import PAPERS
 
@@ -27,14 +25,11 @@ CODE = "\n".join(code for text in PAGES.values() for code in BLOCK.findall(text)
 CODE += [code for text in PAGES.values() for code in INLINE.findall(BLOCK.sub("", text))]
 PROGRAMS = ("python", "tensorboard", "scripts/train", "cd", "pip", "diff", "ruff", "torchrun")
 COMMANDS = sorted({c for c in CODE if c.startswith(PROGRAMS) and " " in c and "--help" not in c})
-OTHERS = (
-    "pip install -r requirements.txt",
-    "pip install cosmic-ray",
-    "python -m pytest -n 2",
-    "ruff check .",
-)
-OTHERS += ("ruff format .", "python -m pytest -m long", "tensorboard --logdir=.")
-OTHERS += ("tensorboard --logdir=tensorboard/runs", "diff -u WGAN/train.py WGAN-GP/train.py")
+OTHERS = [
+    *("pip install -r requirements.txt", "pip install cosmic-ray", "tensorboard --logdir=."),
+    *("python -m pytest -n 2", "python -m pytest -m long", "ruff check .", "ruff format ."),
+    *("tensorboard --logdir=tensorboard/runs", "diff -u WGAN/train.py WGAN-GP/train.py"),
+]
 
 
 class Parsed(BaseException):
@@ -42,7 +37,6 @@ class Parsed(BaseException):
 
 
 def parse_script(script, flags, monkeypatch):
-    """Run a script until it has parsed its command line."""
     parse = argparse.ArgumentParser.parse_args
 
     def stop(*arguments):
@@ -116,9 +110,7 @@ def record(name):
 
 
 def table(name):
-    """Read a CSV file: a dict of texts for each row."""
-    with open(TOP / "results" / name, newline="") as file:
-        return list(csv.DictReader(file))
+    return pd.read_csv(TOP / "results" / name)
 
 
 def shows(text, values):
@@ -146,17 +138,12 @@ def test_the_tables_are_what_the_command_makes_of_the_records(what, monkeypatch,
 
 
 @pytest.mark.parametrize("model", PAPERS)
-def test_the_tables_of_the_models_are_the_record(model):
-    *races, faces, speed, native = re.findall(rf"^\| {model} \|.*", RESULTS, re.M)
+def test_what_the_tables_of_the_models_repeat_and_the_speed_are_the_record(model):
+    *_, faces, speed, native = re.findall(rf"^\| {model} \|.*", RESULTS, re.M)
     paper, _ = re.findall(rf"^\| \[?{model}[] ].*", README, re.M)
-    names = ("step", "images", "frechet_lite0", "swd", "diversity", "repetition")
-    for race, data in zip(races, ("faces", "fashion-mnist"), strict=True):
-        runs = [run for run in table(f"race/{data}/race.csv") if run["model"] == model]
-        values = [[float(run[name]) for run in runs] for name in names]
-        assert shows(race, [f(v) for v in values for f in (mean, stdev)])
     assert paper.split("|")[-2] == faces.split("|")[-2]  # minutes until faces appear
-    names = [(f"{habit}_images_per_second", f"ratio_{habit}") for habit in ("fresh", "reused")]
-    names = [*chain(*names), "ours_images_per_second", "share_of_limit", "peak_memory_gb"]
+    names = ["fresh_images_per_second", "ratio_fresh", "reused_images_per_second", "ratio_reused"]
+    names += ["ours_images_per_second", "share_of_limit", "peak_memory_gb"]
     for row, cores in ((speed, "2-cores"), (native, "2-cores-bf16")):
         figures = record(f"speed/throughput-{cores}.json")["figures"][PAPERS.index(model)]
         assert f"in {figures['precision']} |" in row
@@ -164,28 +151,26 @@ def test_the_tables_of_the_models_are_the_record(model):
 
 
 def test_numbers_in_the_text_are_the_record():
-    page = record("speed/page-2-cores.json")["figures"]
+    page, plane = record("speed/page-2-cores.json")["figures"], record("landscapes.json")
     text = PAGES[TOP / "docs/play.md"].split("On two cores")[1].split("\n\n")[0]
     assert shows(text, [round(page.pop("start_seconds")), *page.values()])
-    race, plane = record("race/faces/race.json"), record("landscapes.json")
+    race = record("race/faces/race.json")
     values = [race["budget"]["seconds"], *map(race["conditions"].get, ("image_size", "hold_out"))]
     assert shows(README.split("A race on")[1].split("`swd`")[0], values)
+    runs = table("n-critic.csv").sort_values("n_critic")
     rows = re.findall(r"^\| (.*), seed (\d) \|(.*)", RESULTS, re.M)
-    assert 2 * len(rows) == len(table("n-critic.csv"))
-    for row in rows:
-        pair = [run for run in table("n-critic.csv") if (run["model"], run["seed"]) == row[:2]]
-        pair.sort(key=lambda run: int(run["n_critic"]))
-        names = ("step", "frechet_lite0", "swd", "repetition")
-        assert shows(row[2], [run[name] for name in names for run in pair])
-    pairs = zip(*(table("peers.csv")[i::2] for i in (0, 1)), strict=True)
-    ratios = [int(a["steps"]) / int(b["steps"]) for a, b in pairs]
-    assert shows(README.split("**Fast.**")[1].split("times")[0], [mean(ratios)])
-    exact, rounded = (table("precision.csv")[i::3] for i in (0, 1))
-    ratios = [int(b["steps"]) / int(a["steps"]) for a, b in zip(exact, rounded, strict=True)]
-    near = [[float(run["frechet_lite0"]) for run in side] for side in (exact, rounded)]
+    assert 2 * len(rows) == len(runs)
+    for model, seed, text in rows:
+        pair = runs[(runs["model"] == model) & (runs["seed"] == int(seed))]
+        names = ["step", "frechet_lite0", "swd", "repetition"]
+        assert shows(text, pair[names].to_numpy().T.flatten())
+    ours, theirs = (table("peers.csv")[i::2].reset_index()["steps"] for i in (0, 1))
+    assert shows(README.split("**Fast.**")[1].split("times")[0], [(ours / theirs).mean()])
+    exact, rounded = (table("precision.csv")[i::3].reset_index() for i in (0, 1))
+    ratios = rounded["steps"] / exact["steps"]
     text = README.split("has bfloat16, the four models take")[1].split("times")[0]
     assert shows(text, [min(ratios), max(ratios)])
-    wins = sum(b < a for a, b in zip(*near, strict=True))
+    wins = (rounded["frechet_lite0"] < exact["frechet_lite0"]).sum()
     text = RESULTS.split("runs in bfloat16 have taken")[1].split("After as many")[0]
     assert shows(text, [min(ratios), max(ratios), wins, len(ratios)])
     names = [f"{model}_median_slope" for model in ("simpleGAN", "WGAN", "WGAN-GP")]
@@ -197,52 +182,39 @@ def test_numbers_in_the_text_are_the_record():
 def test_the_included_generators_data_and_defaults_are_as_the_pages_say():
     trained = {file.stem for file in (TOP / "assets" / "weights").glob("*.safetensors")}
     assert trained == {name + kind for name in PAPERS for kind in ("", "-celeba")}
-    facts = [record(f"{model}/quick-faces/run.json")["pictures"]["shape"][0] for model in PAPERS]
-    held_out = [record(f"{model}/quick-faces/parameters.json")["hold_out"] for model in PAPERS]
-    (count,) = re.findall(r"`faces` \(default\) \| ([\d,]+) ", README)
-    assert all(shows(count, [sum(pair)]) for pair in zip(facts, held_out, strict=True))
-    celebrities = [record(f"{model}/celeba/run.json")["pictures"]["shape"][0] for model in PAPERS]
-    (count,) = re.findall(r"learned from ([\d,]+) photographs of CelebA", " ".join(RESULTS.split()))
-    assert shows(count, set(celebrities))
+    (faces,) = re.findall(r"`faces` \(default\) \| ([\d,]+) ", README)
+    (celeba,) = re.findall(
+        r"learned from ([\d,]+) photographs of CelebA", " ".join(RESULTS.split())
+    )
+    for model in PAPERS:
+        folders = f"{model}/quick-faces", f"{model}/celeba"
+        drawn, photographs = (record(f"{f}/run.json")["pictures"]["shape"][0] for f in folders)
+        held_out = record(f"{folders[0]}/parameters.json")["hold_out"]
+        assert shows(faces, [drawn + held_out]) and shows(celeba, [photographs])
+    gan, dcgan, *others = (load(model).train.Config() for model in PAPERS)
     text = MODELS.split("over a minibatch of")[1].split("An epoch")[0]
-    configs = [load(model).train.Config() for model in PAPERS]
-    assert shows(text, [configs[0].batch_size, configs[1].epochs, configs[2].epochs])
-    assert [config.epochs for config in configs] == [configs[1].epochs] * 2 + [
-        configs[2].epochs
-    ] * 2
-
-
-def imports(files):
-    """Return the packages that files import."""
-    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text("utf-8")))]
-    found = {a.name for node in nodes if isinstance(node, ast.Import) for a in node.names}
-    found |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
-    own = {file.stem for file in TOP.rglob("*.py")} | {"__future__"}
-    return {name.split(".")[0] for name in found} - own - set(sys.stdlib_module_names)
+    for other in others:
+        assert shows(text, [gan.batch_size, dcgan.epochs, other.epochs])
+    assert gan.epochs == dcgan.epochs
 
 
 def test_requirements_are_what_each_part_imports_and_have_lower_bounds():
-    groups, names = {}, {"PIL": "pillow", "ot": "POT"}
-    for block in (TOP / "requirements.txt").read_text().strip().split("\n\n"):
-        title, *lines = block.splitlines()
-        wanted = [Requirement(line.split("#")[0]) for line in lines]
-        assert all(version(r.name) in r.specifier and ">=" in str(r.specifier) for r in wanted)
-        groups[title.strip("# ").split(":")[0].split(" ")[0]] = {r.name for r in wanted}
-    pages = ("play.py", "plane.py")
+    pages = [TOP / "play.py", TOP / "plane.py"]
     files = {
         "Training": [file for model in PAPERS for file in (TOP / model).glob("*.py")],
-        "Scripts": [
-            f for f in (*TOP.glob("*.py"), *TOP.glob("results/*.py")) if f.name not in pages
-        ],
-        "The": [TOP / name for name in pages],
+        "Scripts": [*{*TOP.glob("*.py"), *TOP.glob("results/*.py")} - {*pages}],
+        "The": pages,
         "Tests": [*TOP.glob("tests/*.py"), *TOP.glob("benchmarks/*.py")],
     }
+    names = {"PIL": "pillow", "ot": "POT"}
     unseen = {"gdown", "tensorboard", "pytest-xdist", "ipykernel", "ruff"}  # nobody imports them
-    brought = {"av", "packaging", "nbformat", "jupyter_client", "gradio_client", "scipy"}
-    before = set()
-    for title, listed in groups.items():
-        found = {
-            names.get(name, name.replace("_", "-")) for name in imports(files[title]) - brought
-        }
-        assert found - before == listed - unseen, title
-        before |= listed
+    before = {"av", "packaging", "nbformat", "jupyter_client", "gradio_client", "scipy"}  # brought
+    before |= {file.stem for file in TOP.rglob("*.py")} | {"__future__", *sys.stdlib_module_names}
+    for block in (TOP / "requirements.txt").read_text().strip().split("\n\n"):
+        title, *lines = block.splitlines()
+        required = {(r := Requirement(line.split("#")[0])).name: r.specifier for line in lines}
+        assert all(version(name) in s and ">=" in str(s) for name, s in required.items())
+        found = imports(files[re.search(r"\w+", title)[0]]) - before
+        found = {names.get(name, name.replace("_", "-")) for name in found} - before
+        assert found == required.keys() - unseen, title
+        before |= required.keys()

@@ -2,6 +2,8 @@
 
 import csv
 import importlib
+import itertools
+import json
 import os
 import signal
 import subprocess
@@ -53,6 +55,11 @@ def load(folder: str) -> SimpleNamespace:
     return LOADED[folder]
 
 
+def parse(files, *argv):
+    """Read settings from a command line."""
+    return files.utils.parse_config(files.train.Config, list(map(str, argv)))
+
+
 def flags_of(settings: dict) -> list[str]:
     """Write settings as a command line."""
     flags = []
@@ -66,12 +73,25 @@ def flags_of(settings: dict) -> list[str]:
 def train(folder: str, settings: dict) -> Path:
     """Train as the command line would, in this process; return the run folder."""
     files = load(folder)
-    return files.train.train(files.utils.parse_config(files.train.Config, flags_of(settings)))
+    return files.train.train(parse(files, *flags_of(settings)))
+
+
+def after_each_step(files, monkeypatch, act) -> None:
+    """Call act(number, generator, its opponent, losses) after each update of the generator."""
+    step, numbers = files.train.generator_step, itertools.count(1)
+
+    def watched(opponent, generator, *rest):
+        losses = step(opponent, generator, *rest)
+        act(next(numbers), generator, opponent, losses)
+        return losses
+
+    monkeypatch.setattr(files.train, "generator_step", watched)
 
 
 def run_script(script: Path, *arguments, cwd=None, **environment) -> subprocess.CompletedProcess:
-    """Run a program as a user would."""
-    arguments, environment = list(map(str, arguments)), os.environ | environment
+    """Run a program as a user would; arguments that are dictionaries are settings."""
+    flags = (flags_of(a) if isinstance(a, dict) else [str(a)] for a in arguments)
+    arguments, environment = [*itertools.chain(*flags)], os.environ | environment
     if not hasattr(os, "fork"):
         pipes = {"cwd": cwd, "env": environment, "capture_output": True, "text": True}
         return subprocess.run([sys.executable, str(script), *arguments], timeout=180, **pipes)
@@ -95,6 +115,11 @@ def rows_of(run: Path, *but: str) -> list[dict[str, str]]:
     """Read metrics.csv without some columns."""
     with open(run / "metrics.csv", newline="") as file:
         return [{k: v for k, v in row.items() if k not in but} for row in csv.DictReader(file)]
+
+
+def facts_of(run: Path) -> dict:
+    """Read run.json."""
+    return json.loads((run / "run.json").read_text())
 
 
 def checkpoint_of(run: Path) -> dict:

@@ -6,16 +6,7 @@ from dataclasses import asdict
 import numpy as np
 import oracles
 import pytest
-from conftest import (
-    FOUR,
-    TOP,
-    checkpoint_of,
-    load,
-    noise_images,
-    rows_of,
-    train,
-    write_images,
-)
+from conftest import FOUR, TOP, checkpoint_of, load, noise_images, rows_of, train, write_images
 from test_processes import Together
 
 STEPS = 6
@@ -72,8 +63,6 @@ def check(saved, network, first, updates):
 
 @pytest.mark.parametrize("folder, changes, processes", CASES)
 def test_six_steps_are_the_papers(folder, changes, processes, colors, tmp_path):
-    if "r1" in changes and not hasattr(load(folder).train.Config, "r1"):
-        pytest.skip("the setting is gone")
     if processes > 1 and not hasattr(os, "fork"):
         pytest.skip("Windows starts no forks")
     changes = {"image_size": 16} | changes

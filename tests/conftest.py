@@ -56,12 +56,10 @@ def load(folder: str) -> SimpleNamespace:
 
 
 def parse(files, *argv):
-    """Read settings from a command line."""
     return files.utils.parse_config(files.train.Config, list(map(str, argv)))
 
 
 def flags_of(settings: dict) -> list[str]:
-    """Write settings as a command line."""
     flags = []
     for name, value in settings.items():
         flag = name.replace("_", "-")
@@ -76,7 +74,7 @@ def train(folder: str, settings: dict) -> Path:
     return files.train.train(parse(files, *flags_of(settings)))
 
 
-def after_each_step(files, monkeypatch, act) -> None:
+def each_step(files, monkeypatch, act) -> None:
     """Call act(number, generator, its opponent, losses) after each update of the generator."""
     step, numbers = files.train.generator_step, itertools.count(1)
 
@@ -118,12 +116,10 @@ def rows_of(run: Path, *but: str) -> list[dict[str, str]]:
 
 
 def facts_of(run: Path) -> dict:
-    """Read run.json."""
     return json.loads((run / "run.json").read_text())
 
 
-def checkpoint_of(run: Path) -> dict:
-    """Read the last checkpoint."""
+def state_of(run: Path) -> dict:
     return torch.load(run / "checkpoint.pt", weights_only=True)
 
 
@@ -134,16 +130,16 @@ def assert_equal(one: Path, other: Path) -> None:
     for run in (one, other):
         kept = [run / "generator.safetensors", *sorted((run / "frames").iterdir())]
         files.append([(file.name, file.read_bytes()) for file in kept])
-        states.append(checkpoint_of(run))
+        states.append(state_of(run))
         del states[-1]["seconds"], states[-1]["settings"]
     torch.testing.assert_close(*states, rtol=0, atol=0)
     assert files[0] == files[1]
 
 
 def write_images(folder: Path, images) -> Path:
-    """Write images, uint8 (N, H, W, C), as 0.png, 1.png and so on."""
+    """Write images, uint8 (N, H, W, C), or noise of this shape, as 0.png, 1.png and so on."""
     folder.mkdir(parents=True)
-    for i, image in enumerate(images):
+    for i, image in enumerate(noise_images(*images) if isinstance(images, tuple) else images):
         Image.fromarray(image).save(folder / f"{i}.png")
     return folder
 

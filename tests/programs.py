@@ -33,7 +33,6 @@ def become(script: str, arguments: list[str], cwd: str, environment: dict, said:
 
 
 def start(script, arguments, cwd, environment, said):
-    """Start a program; return its process."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["programs", "torch.utils.tensorboard", "torchvision.utils"])
     rest = list(map(str, arguments)), str(cwd or os.getcwd()), environment, list(map(str, said))

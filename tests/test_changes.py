@@ -11,18 +11,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-from conftest import (
-    TINY,
-    TOP,
-    assert_equal,
-    checkpoint_of,
-    facts_of,
-    flags_of,
-    noise_images,
-    rows_of,
-    run_script,
-    write_images,
-)
+from conftest import TINY, TOP, assert_equal, flags_of, rows_of, run_script, state_of, write_images
 from jupyter_client.manager import start_new_kernel
 from test_algorithm import networks
 from test_processes import appears
@@ -73,7 +62,7 @@ def top(tmp_path_factory):
     """Copy the repository, and add two models of a user's own."""
     top = tmp_path_factory.mktemp("copy") / "playground"
     shutil.copytree(TOP, top, ignore=shutil.ignore_patterns(*NOT_COPIED))
-    write_images(top / "images", noise_images(211, 16, 16, 3))
+    write_images(top / "images", (211, 16, 16, 3))
     shutil.copytree(top / "WGAN", top / "HingedGAN")
     shutil.copytree(top / "DCGAN", top / "SquaredGAN")
     for file, changes in CHANGES.items():
@@ -93,7 +82,7 @@ def train(script: Path, code: int = 0, **settings):
 def test_another_generator_in_another_folder_is_rebuilt_by_every_script(top):
     run = train(top / "HingedGAN" / "train.py", max_steps=4, name="run")
     train(top / "HingedGAN" / "train.py", max_steps=6, resume="run")
-    assert facts_of(run)["model"] == "HingedGAN"
+    assert json.loads((run / "run.json").read_text())["model"] == "HingedGAN"
     assert list(rows_of(run)[-1])[4:] == ["loss_g", "hinge", "clipped"]
     for script in ("evaluate", "make_gif", "compare", "doctor", "generate"):
         more = ["--num=101"] if script == "evaluate" else []
@@ -117,7 +106,7 @@ def test_a_loss_a_schedule_an_average_and_settings_of_ones_own_are_resumed(top):
     part = train(script, **own, max_steps=4, name="part")
     train(script, resume="part", max_steps=7)
     assert_equal(whole, part)
-    state = checkpoint_of(part)
+    state = state_of(part)
     (group,) = state["generator_optimizer"]["param_groups"]
     assert group["lr"] == pytest.approx(3e-3 * (1 - 0.9 * 7 / 11))
     assert state["schedule"]["last_epoch"] == state["ema"]["n_averaged"] == 7
@@ -160,7 +149,7 @@ def test_models_share_a_notebook_and_an_interrupt_saves(top, tmp_path):
     try:
         for folder, code in cells.items():
             assert "finished    2 steps" in (said := cell(code)), said
-            state = checkpoint_of(tmp_path / "runs" / folder)
+            state = state_of(tmp_path / "runs" / folder)
             for part, network in zip(list(state)[:2], networks(folder, 16)[1:], strict=True):
                 network.load_state_dict(state[part])  # strictly: the folder's own layers
         frame = tmp_path / "runs" / "cut" / "frames" / "000004.png"
@@ -169,7 +158,7 @@ def test_models_share_a_notebook_and_an_interrupt_saves(top, tmp_path):
         said = cell(run(f"{TOP}/DCGAN/train.py", "cut", max_steps=0, epochs=10**4))
         assert "--resume cut" in said and "'42'" in cell("str(6 * 7)"), said
         steps = re.search("stopped     after ([0-9,]+) steps, which are saved", said)[1]
-        assert checkpoint_of(tmp_path / "runs" / "cut")["step"] == int(steps.replace(",", ""))
+        assert state_of(tmp_path / "runs" / "cut")["step"] == int(steps.replace(",", ""))
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
@@ -199,4 +188,4 @@ def test_output_that_goes_away_ends_no_training(top, tmp_path):
     assert [shell.returncode for shell in shells.values()] == [0, 0, 0, 0, 2]
     for run in (tmp_path / "runs").iterdir():
         assert (run / "train.log").read_text().splitlines()[-1].startswith("finished    50 steps")
-        assert checkpoint_of(run)["step"] == 50
+        assert state_of(run)["step"] == 50

@@ -7,7 +7,6 @@ import random
 import shutil
 import struct
 import tempfile
-import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -129,7 +128,7 @@ def test_transparent_pixels_are_white_before_they_are_scaled(tmp_path):
 
 
 @pytest.mark.parametrize("tag, kind", [(0x0100, 2), (0x011A, 2), (0x010F, 99), (0x8769, 2)])
-def test_odd_metadata_costs_no_pixels(tmp_path, tag, kind):
+def test_odd_metadata_costs_no_pixels_and_warns_nobody(tmp_path, tag, kind, recwarn):
     """The image stands upright though another tag is of a type that cannot be written back."""
     entries = [(0x0112, 3, 1, b"\6\0\0\0"), (tag, kind, 4, b"abc\0")]
     exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries))
@@ -141,6 +140,7 @@ def test_odd_metadata_costs_no_pixels(tmp_path, tag, kind):
     text = PngImagePlugin.PngInfo()
     text.add_text("workflow", "x" * 2**21, zip=True)
     assert (show(tmp_path, image, 32, pnginfo=text) == plain(image, 32)).all()
+    assert not recwarn.list
 
 
 def test_channels_are_as_asked_or_those_that_the_images_need(tmp_path):
@@ -210,13 +210,10 @@ def test_links_are_followed_once_and_their_targets_watched(tmp_path):
     numbered(tmp_path / "old" / "cat", [f"{i}.png" for i in range(7)])
     numbered(tmp_path / "old" / "dog", [f"{i}.png" for i in range(7, 12)])
     folder = numbered(tmp_path / "p", ["own.png"])
-    (folder / "cat").symlink_to("../old/cat")
-    (folder / "dog").symlink_to(tmp_path / "old" / "dog")
-    (folder / "dog" / "up").symlink_to("../..")  # to a folder that holds the others
-    (folder / "cat" / "round").symlink_to("../cat")
-    (folder / "itself").symlink_to("itself")
-    (folder / "nowhere.png").symlink_to("gone")
-    (folder / "twice.png").symlink_to("own.png")
+    links = {"cat": "../old/cat", "dog": tmp_path / "old" / "dog", "twice.png": "own.png"}
+    links |= {"dog/up": "../..", "cat/round": "../cat"}  # to folders that hold the others
+    for name, target in (links | {"itself": "itself", "nowhere.png": "gone"}).items():
+        (folder / name).symlink_to(target)
     os.mkfifo(folder / "pipe.png")  # reading it would take for ever
     found = read(folder, tmp_path, hold_out=3)
     values = [*found.images[:, 0, 0, 0].tolist(), *found.held_out[:, 0, 0, 0].tolist()]
@@ -243,16 +240,14 @@ def test_a_folder_that_cannot_be_opened_is_named(tmp_path, monkeypatch):
     assert f"1 Permission denied ({folder / 'lost'})" in found.skipped[0]
 
 
-def test_names_that_are_not_utf_8_are_refused_before_anything_is_made_or_work(tmp_path):
+def test_names_that_are_not_utf_8_are_those_of_images_but_not_of_data(tmp_path):
     odd = os.fsdecode(b"caf\xe9")
-    folder, before = numbered(tmp_path / odd, NAMES), set(tmp_path.rglob("*"))
+    folder = numbered(tmp_path / odd, [f"{odd}.png", f"{odd}/1.png"])
+    (folder / f"{odd}.txt").touch()
+    (folder / f"{odd}.jpg").touch()
     assert "caf\\udce9': the name is not UTF-8" in refusal(folder, tmp_path)
     assert "is not UTF-8" in refusal("faces", folder)
-    assert set(tmp_path.rglob("*")) == before
-    plain = numbered(tmp_path / "p", [f"{odd}.png", f"{odd}/1.png"])
-    (plain / f"{odd}.txt").touch()
-    (plain / f"{odd}.jpg").touch()
-    found = read(plain, tmp_path)
+    found = read(folder.rename(tmp_path / "p"), tmp_path)
     assert len(found.images) == 2 and "\n".join(found.skipped).encode().count(b"caf") == 2
 
 
@@ -263,17 +258,13 @@ def test_too_few_images_are_refused_with_the_numbers(tmp_path, monkeypatch):
     assert refusal(*asked, 9).endswith(f"{asked[0]}: 8 {fewer} 9; try --batch-size 8")
     said = refusal(*asked, 6, 3)
     assert "5 images besides 3 held out are fewer than --batch-size 6; try --batch-size 5" in said
-    assert "0 images besides 9 held out" in refusal(*asked, 1, 9)
+    assert refusal(*asked, 1, 9).endswith(f"0 images besides 9 held out are {fewer[11:]} 1; ")
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert f"8 {fewer} 5 in 3 processes; try --batch-size 2" in refusal(*asked, 5)
     monkeypatch.delenv("WORLD_SIZE")
     (asked[0] / NAMES[0]).write_bytes(b"no image")
     said = refusal(*asked, 8)
-    assert f"7 {fewer} 8; try --batch-size 7; " in said and NAMES[0] in said
-    for name in NAMES:
-        (asked[0] / name).write_bytes(b"no image")
-    said = refusal(*asked)
-    assert f"0 {fewer} 1; " in said and "cannot identify image file" in said
+    assert f"7 {fewer} 8; try --batch-size 7; {asked[0] / NAMES[0]}: cannot identify" in said
 
 
 def test_what_cannot_be_used_is_refused_in_one_line_that_helps(tmp_path):
@@ -300,15 +291,6 @@ def test_what_cannot_be_used_is_refused_in_one_line_that_helps(tmp_path):
     assert said.startswith("RunError") and "--data-dir names another folder for" in said
 
 
-def test_too_little_memory_ends_the_decoding(tmp_path, monkeypatch):
-    def decode(*_):
-        raise MemoryError
-
-    monkeypatch.setattr(files.data, "decode", decode)
-    with pytest.raises(MemoryError):
-        read(numbered(tmp_path / "p", NAMES), tmp_path)
-
-
 def test_images_up_to_50_megapixels_and_100_megabytes_are_read(tmp_path, monkeypatch):
     assert (files.data.MOST_PIXELS, files.data.MOST_BYTES) == (50_000_000, 100_000_000)
     image = noise(size=(20, 16))
@@ -321,13 +303,6 @@ def test_images_up_to_50_megapixels_and_100_megabytes_are_read(tmp_path, monkeyp
             patch.setattr(files.data, name, most - 2)
             said = refusal(tmp_path, tmp_path / f"{name} less 2")
             assert ("pixels" if name == "MOST_PIXELS" else "1 above 0 MB") in said, said
-
-
-def test_warnings_of_pillow_are_not_shown(tmp_path):
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        show(tmp_path, noise(), exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0")  # corrupt
-    assert not caught
 
 
 def test_images_are_decoded_once_and_again_when_anything_differs(tmp_path, monkeypatch):
@@ -361,9 +336,7 @@ def test_images_are_decoded_once_and_again_when_anything_differs(tmp_path, monke
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_gray_data_is_gray_in_the_weights_and_in_what_they_generate(
-    folder, tiny, tmp_path, monkeypatch
-):
+def test_gray_data_is_gray_in_weights_and_samples(folder, tiny, tmp_path, monkeypatch):
     images = write_images(tmp_path / "p", noise_images(19, 61, 43, 1).repeat(3, 3))
     run = train(folder, tiny | {"data": images, "channels": "data", "name": "run"})
     with safe_open(run / "generator.safetensors", "pt") as file:

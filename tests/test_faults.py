@@ -1,11 +1,9 @@
 """What goes wrong around a training: kills, signals, full disks, damaged and hostile files."""
 
 import hashlib
-import importlib
 import io
 import itertools
 import os
-import pickle
 import random
 import re
 import shutil
@@ -22,18 +20,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import (
-    TOP,
-    after_each_step,
-    assert_equal,
-    load,
-    load_images,
-    noise_images,
-    parse,
-    write_images,
-)
+from conftest import assert_equal, each_step, load, load_images, noise_images, parse, write_images
 from PIL import Image
-from safetensors.torch import save
 from tqdm import tqdm
 
 import runs
@@ -154,13 +142,13 @@ def test_a_signal_ends_a_step_and_two_end_at_once(flags, number, tmp_path, capsy
         for _ in range({5: 1, 8: 2}.get(step, 0)):
             os.kill(os.getpid(), number)
 
-    after_each_step(load("DCGAN"), monkeypatch, interrupt)
+    each_step(load("DCGAN"), monkeypatch, interrupt)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
         train([*flags[:-1], "--runs-dir=runs"], "--max-steps 12 --name cut")
     last = capsys.readouterr().out.splitlines()[-1]
     assert ended.value.code == 128 + number and last.startswith("stopped     after 5 steps")
-    command = f"{TOP / 'DCGAN' / 'train.py'} --resume cut --runs-dir {tmp_path / 'runs'}"
+    command = f"{runs.TOP / 'DCGAN' / 'train.py'} --resume cut --runs-dir {tmp_path / 'runs'}"
     assert last.endswith(f"; to resume: python {command}")
     code, line = failure(capsys, flags, "--max-steps 12 --resume cut")
     assert code == 130 and "interrupted" in line
@@ -170,7 +158,7 @@ def test_a_signal_ends_a_step_and_two_end_at_once(flags, number, tmp_path, capsy
 
 def test_nohup_keeps_a_training_from_hangups(flags, monkeypatch):
     files = load("DCGAN")
-    after_each_step(files, monkeypatch, lambda *_: os.kill(os.getpid(), signal.SIGHUP))
+    each_step(files, monkeypatch, lambda *_: os.kill(os.getpid(), signal.SIGHUP))
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         assert "finished    3 steps" in (train(flags, "--max-steps 3") / "train.log").read_text()
@@ -179,9 +167,15 @@ def test_nohup_keeps_a_training_from_hangups(flags, monkeypatch):
 
 
 def test_too_little_memory_is_one_line(flags, capsys, monkeypatch):
-    monkeypatch.setattr(load("DCGAN").train, "generator_step", lambda *_: torch.empty(2**50))
-    code, line = failure(capsys, flags, "--max-steps 3")
-    assert code == 1 and "not enough memory" in line and "try a smaller --batch-size" in line
+    files = load("DCGAN")
+    for place, name, take in (
+        (files.data, "decode", lambda *_: bytearray(2**60)),
+        (files.train, "generator_step", lambda *_: torch.empty(2**50)),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, take)
+            code, line = failure(capsys, flags, "--max-steps 3")
+        assert code == 1 and "not enough memory" in line and "try a smaller --batch-size" in line
 
 
 def test_signals_end_the_scripts_as_ctrl_c_does_unless_they_are_ignored():
@@ -263,40 +257,17 @@ def test_checkpoints_that_are_none_are_one_line_and_run_no_code(flags, tmp_path,
     assert not (tmp_path / "executed").exists()
 
 
-JUNK = [b"", b"[1]", b'{"a": ', b"\xff\xfe", b"[" * 100_000]
-
-
-def test_damaged_json_is_named_when_a_run_is_resumed(flags, capsys):
+def test_a_run_of_another_model_is_named_and_a_damaged_one_hides_no_other(flags, capsys):
     run = train(flags, "--max-steps 3 --name cut")
-    for name, content in itertools.product(("run.json", "parameters.json"), JUNK):
-        good = (run / name).read_bytes()
-        (run / name).write_bytes(content)
-        code, line = failure(capsys, flags, "--max-steps 6 --resume cut")
-        assert code == 2 and str(run / name) in line
-        (run / name).write_bytes(good)
     code, line = failure(capsys, flags, "--resume cut", "WGAN-GP")
     assert code == 2 and "run of DCGAN" in line
-    (shutil.copytree(run, run.with_name("other")) / "run.json").write_bytes(b"")
+    good = (run / "run.json").read_bytes()
+    (run / "run.json").write_bytes(b"")
+    code, line = failure(capsys, flags, "--max-steps 6 --resume cut")
+    assert code == 2 and f"{run / 'run.json'} is not a JSON file" in line
+    shutil.copytree(run, run.with_name("other"))
+    (run / "run.json").write_bytes(good)
     go_on(flags, 6)  # which has nothing to do with the other
-
-
-READS = [*itertools.product(["evaluate", "compare", "doctor"], ["run.json", "parameters.json"])]
-
-
-@pytest.mark.parametrize("script, name", [*READS, ("generate", "generator.safetensors")])
-def test_scripts_name_a_damaged_file(script, name, flags, tmp_path, capsys, monkeypatch):
-    run, main = train(flags, "--max-steps 3 --name a"), importlib.import_module(script).main
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [f"{script}.py", str(run)])
-    whole, bomb = (run / name).read_bytes(), pickle.dumps(Bomb(tmp_path / "executed"))
-    for content in (*JUNK, b"{}", bomb, whole[:-9], save({"weight": torch.zeros(3)})):
-        (run / name).write_bytes(content)
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        (line,) = capsys.readouterr().err.splitlines()
-        assert ended.value.code == 2 and str(run / name) in line
-    assert not (tmp_path / "executed").exists()
 
 
 def hostile_images() -> dict[str, bytes]:
@@ -315,18 +286,12 @@ def hostile_images() -> dict[str, bytes]:
 def test_hostile_images_are_skipped_by_name_and_training_goes_on(flags, tmp_path, capsys):
     for name, content in hostile_images().items():
         (tmp_path / "p" / name).write_bytes(content)
-    os.mkfifo(tmp_path / "p" / "pipe.png")  # reading it would take for ever
-    (tmp_path / "p" / "link.png").symlink_to("nowhere")
-    os.truncate(os.open(tmp_path / "p" / "large.png", os.O_CREAT | os.O_WRONLY), 10**9)
     (tmp_path / "p" / "folder.png").mkdir()
     train(flags, "--max-steps 1")
     out, skipped = capsys.readouterr().out, images_of(tmp_path).skipped
-    for name, reason in {"pipe": "neither file", "link": "No such file", "large": "100 MB"}.items():
-        assert re.search(rf"{reason}[^(]*\([^)]*{name}\.png", skipped[0])
-    assert {Path(line.partition(":")[0]).name for line in skipped[1:]} == {*hostile_images()}
-    assert "skipped     not read: 1 " in out and "; and 2 more" in out
-    assert "object at" not in "".join(skipped)
-    assert "images      24 of" in out and "finished" in out
+    assert {Path(line.partition(":")[0]).name for line in skipped} == {*hostile_images()}
+    assert f"skipped     {'; '.join(skipped[:5])}; and 1 more" in out
+    assert "object at" not in out and "images      24 of" in out and "finished" in out
 
 
 def test_a_zip_is_read_but_for_what_is_locked_or_damaged(flags, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """The run folder and the program: what is written, exact resuming, signals, and messages."""
 
 import io
+import itertools
 import json
 import math
 import os
@@ -17,16 +18,15 @@ from conftest import (
     FOUR,
     TINY,
     TOP,
-    after_each_step,
     assert_equal,
-    checkpoint_of,
+    each_step,
     facts_of,
     flags_of,
     load,
     load_images,
-    noise_images,
     rows_of,
     run_script,
+    state_of,
     train,
     write_images,
 )
@@ -35,21 +35,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-OWN_COLUMNS = {
-    "simpleGAN": ["d_real", "d_fake"],
-    "DCGAN": ["d_real", "d_fake"],
-    "WGAN": ["wasserstein", "clipped"],
-    "WGAN-GP": ["wasserstein", "penalty", "gradient_norm"],
-}
+OWN_COLUMNS = dict.fromkeys(FOUR, ["d_real", "d_fake"]) | {"WGAN": ["wasserstein", "clipped"]}
+OWN_COLUMNS["WGAN-GP"] = ["wasserstein", "penalty", "gradient_norm"]
 
 
 def events_of(run):
     events = EventAccumulator(str(run), {"scalars": 0, "images": 0, "tensors": 0})
     events.Reload()
     return events
-
-
-# ---- What a run holds ----
 
 
 def test_a_run_holds_what_the_design_says(files, tiny):
@@ -62,7 +55,7 @@ def test_a_run_holds_what_the_design_says(files, tiny):
     assert (facts["format"], facts["model"], facts["processes"]) == (1, files.folder, 1)
     assert facts["started"] < facts["finished"] and facts["device"].startswith("cpu (")
     assert facts["torch"] == torch.__version__ and facts["pictures"]["shape"] == [9993, 16, 16, 3]
-    state = checkpoint_of(run)
+    state = state_of(run)
     for name, count in facts["parameters"].items():
         buffers = ("running_mean", "running_var", "num_batches_tracked")
         tensors = [t for key, t in state[name].items() if not key.endswith(buffers)]
@@ -109,7 +102,7 @@ def test_frames_are_the_generator_in_eval_mode_on_noise_of_its_own(files, tiny):
     few, many = (train(files.folder, own | {"frame_every": n}) for n in (1, 99))
     weights = [(run / "generator.safetensors").read_bytes() for run in (few, many)]
     assert weights[0] == weights[1]  # drawing moves neither noise nor statistics
-    assert checkpoint_of(few)["own"] and rows_of(few, "seconds") == rows_of(many, "seconds")
+    assert state_of(few)["own"] and rows_of(few, "seconds") == rows_of(many, "seconds")
     with safe_open(few / "generator.safetensors", "pt") as file:
         about = json.loads(file.metadata()["about"])
     assert about.pop("arguments") == {"z_dim": 8, "image_size": 16, "channels": 3, "width": 6}
@@ -128,19 +121,16 @@ def test_frames_are_the_generator_in_eval_mode_on_noise_of_its_own(files, tiny):
 
 def test_streams_of_random_numbers_are_independent(files):
     """PyTorch's CPU generator takes 32 bits: seeds that differ above them draw alike."""
-    stream_seed, draws = files.utils.stream_seed, set()
-    for seed in (0, 1, 2**32 - 1):
-        for number in range(4):
-            value = stream_seed(seed, number)
-            assert 0 <= value < 2**32
-            draws.add(torch.randn(1, generator=torch.Generator().manual_seed(value)).item())
-        draws.add(torch.randn(1, generator=torch.Generator().manual_seed(seed)).item())
-    assert len(draws) == 15
+    streams = itertools.product((0, 1, 2**32 - 1), range(4))
+    seeds = [0, 1, 2**32 - 1, *itertools.starmap(files.utils.stream_seed, streams)]
+    assert all(0 <= seed < 2**32 for seed in seeds)
+    rngs = (torch.Generator().manual_seed(seed) for seed in seeds)
+    assert len({torch.randn(1, generator=rng).item() for rng in rngs}) == 15
 
 
 def test_parameters_repeat_the_run_from_another_folder(files, tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write_images(tmp_path / "images", noise_images(9, 16, 16, 3))
+    write_images(tmp_path / "images", (9, 16, 16, 3))
     own = {"data": "images", "data_dir": "cache", "runs_dir": "one", "name": "first"}
     first = train(files.folder, tiny | own)
     monkeypatch.chdir("/")
@@ -148,7 +138,7 @@ def test_parameters_repeat_the_run_from_another_folder(files, tiny, tmp_path, mo
     assert_equal(first, train(files.folder, again))
     assert (tmp_path / "cache").exists()
     resumed = train(files.folder, {"resume": "first", "runs_dir": tmp_path / "one", "max_steps": 5})
-    assert resumed == first and checkpoint_of(first)["step"] == 5
+    assert resumed == first and state_of(first)["step"] == 5
 
 
 def test_a_folder_copied_under_another_name_trains_alone(tmp_path):
@@ -156,7 +146,7 @@ def test_a_folder_copied_under_another_name_trains_alone(tmp_path):
     skip = shutil.ignore_patterns("__pycache__", "tensorboard", "data")
     shutil.copytree(TOP / "WGAN-GP", folder, ignore=skip)
     (tmp_path / "cwd").mkdir()
-    write_images(tmp_path / "images", noise_images(8, 16, 16, 3))
+    write_images(tmp_path / "images", (8, 16, 16, 3))
     settings = TINY | {"max_steps": 3, "data": "../images"}
     done = run_script(folder / "train.py", settings, cwd=tmp_path / "cwd")
     assert done.returncode == 0 and not done.stderr, done.stderr
@@ -167,13 +157,6 @@ def test_a_folder_copied_under_another_name_trains_alone(tmp_path):
     assert "step 3/3" in done.stdout and "\r" not in done.stdout
 
 
-# ---- Resuming ----
-
-
-class Killed(BaseException):
-    """As abrupt as a signal that nothing catches."""
-
-
 @pytest.mark.parametrize("killed_at", [3, 4, 7])
 def test_a_killed_run_continues_as_if_nothing_had_happened(files, tiny, monkeypatch, killed_at):
     settings = tiny | {"max_steps": 9, "log_every": 2, "frame_every": 1, "checkpoint_every": 3}
@@ -181,10 +164,10 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(files, tiny, monkeypa
 
     def kill(number, *_):
         if number == killed_at:
-            raise Killed
+            raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        after_each_step(files, patch, kill)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        each_step(files, patch, kill)
         train(files.folder, settings | {"name": "killed"})
     killed = whole.with_name("killed")
     (killed / "frames" / "000099.png").write_bytes(b"a frame after the checkpoint")
@@ -198,13 +181,16 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(files, tiny, monkeypa
     assert ours == theirs
 
 
-def test_a_run_can_be_extended_and_takes_the_newest(tiny):
-    whole = train("WGAN-GP", tiny | {"name": "whole", "max_steps": 6})
-    train("WGAN-GP", tiny | {"name": "z", "max_steps": 4})
-    part = train("WGAN-GP", tiny | {"name": "part", "max_steps": 4})
+def test_the_newest_run_is_extended_elsewhere_on_the_same_images(tiny, tmp_path):
+    here = write_images(tmp_path / "here", (9, 16, 16, 3))
+    settings = tiny | {"data": here}
+    whole = train("WGAN-GP", settings | {"name": "whole", "max_steps": 6})
+    train("WGAN-GP", settings | {"name": "z"})
+    part = train("WGAN-GP", settings | {"name": "part", "max_seconds": 99.0})
     started = facts_of(part)["started"]
-    resumed = train("WGAN-GP", {"resume": "latest", "runs_dir": tiny["runs_dir"], "max_steps": 6})
-    assert resumed == part
+    now = {"data": here.rename(tmp_path / "there"), "data_dir": tmp_path / "other"}
+    now |= {"max_steps": 6, "max_seconds": 100.0, "device": "auto", "runs_dir": tiny["runs_dir"]}
+    assert train("WGAN-GP", now | {"resume": "latest"}) == part
     assert_equal(whole, part)
     assert facts_of(part)["started"] == started < facts_of(part)["finished"]
     assert json.loads((part / "parameters.json").read_text())["max_steps"] == 6
@@ -214,24 +200,13 @@ def test_a_run_can_be_extended_and_takes_the_newest(tiny):
     assert speed == pytest.approx(images / seconds, rel=0.5)
 
 
-def test_a_run_resumes_elsewhere_on_the_same_images(tiny, tmp_path):
-    here = write_images(tmp_path / "here", noise_images(9, 16, 16, 3))
-    settings = tiny | {"data": here, "max_steps": 0, "epochs": 4}
-    whole = train("WGAN-GP", settings | {"name": "whole", "epochs": 6})
-    run = train("WGAN-GP", settings | {"name": "run", "max_seconds": 99.0})
-    now = {"data": here.rename(tmp_path / "there"), "data_dir": tmp_path / "other"}
-    now |= {"epochs": 6, "max_seconds": 100.0, "max_steps": 7, "device": "auto"}
-    train("WGAN-GP", {"resume": "run", "runs_dir": tiny["runs_dir"]} | now)
-    assert_equal(whole, run)
-
-
 def test_time_is_a_limit_that_can_grow(tiny, monkeypatch):
     files, now = load("WGAN"), iter(range(10**6))  # each look at the clock finds it a second on
     monkeypatch.setattr(files.utils.time, "perf_counter", lambda: next(now))
     settings = tiny | {"max_steps": 20, "max_seconds": 3.0, "checkpoint_every": 99}
     run = train("WGAN", settings | {"name": "run"})
     assert [(r["step"], r["seconds"]) for r in rows_of(run)] == [("2", "2.0"), ("3", "3.0")]
-    assert facts_of(run)["finished"] and checkpoint_of(run)["step"] == 3
+    assert facts_of(run)["finished"] and state_of(run)["step"] == 3
     with pytest.raises(files.utils.InputError, match="3 seconds are over; raise --max-seconds"):
         train("WGAN", settings | {"resume": "run"})
     train("WGAN", settings | {"resume": "run", "max_seconds": 6.0})
@@ -241,12 +216,12 @@ def test_time_is_a_limit_that_can_grow(tiny, monkeypatch):
 def test_a_resumed_run_may_take_smaller_steps_and_says_so(files, tiny):
     """The first update after it grows with lr: Adam and RMSProp scale theirs alone by it."""
     run, moved = train(files.folder, tiny | {"name": "run"}), []
-    was = checkpoint_of(run)
+    was = state_of(run)
     for lr in (1e-6, 4e-6):
         other = shutil.copytree(run, run.with_name(f"{lr}"))
         train(files.folder, tiny | {"resume": other.name, "max_steps": 5, "lr": lr})
         for part in list(was)[:2]:  # the two networks
-            pairs = zip(was[part].items(), checkpoint_of(other)[part].values(), strict=True)
+            pairs = zip(was[part].items(), state_of(other)[part].values(), strict=True)
             steps = [(b - a).double().abs().mean() for (k, a), b in pairs if k.endswith("weight")]
             moved.append(float(sum(steps)))
         assert facts_of(other)["lr_until_step"] == {"4": was["settings"]["lr"]}
@@ -257,7 +232,7 @@ def test_a_resumed_run_may_take_smaller_steps_and_says_so(files, tiny):
 
 def test_a_setting_newer_than_the_run_had_its_default(tiny):
     run = train("simpleGAN", tiny | {"name": "run"})
-    state = checkpoint_of(run)
+    state = state_of(run)
     del state["settings"]["dropout"]
     torch.save(state | {"settings": state["settings"] | {"graphs": True}}, run / "checkpoint.pt")
     with pytest.raises(load("simpleGAN").utils.InputError, match=r"dropout was 0\.3 and is now 0"):
@@ -266,7 +241,7 @@ def test_a_setting_newer_than_the_run_had_its_default(tiny):
 
 
 def test_other_images_are_refused(tiny, tmp_path):
-    folder = write_images(tmp_path / "images", noise_images(8, 16, 16, 3))
+    folder = write_images(tmp_path / "images", (8, 16, 16, 3))
     train("DCGAN", tiny | {"data": folder, "name": "run", "max_steps": 2})
     Image.new("RGB", (16, 16), (99, 0, 0)).save(folder / "0.png")
     with pytest.raises(load("DCGAN").utils.InputError, match="images are not those"):
@@ -286,29 +261,21 @@ def test_names_are_taken_once_and_folders_by_one_training(tiny):
         train("DCGAN", tiny | {"resume": "run"})
 
 
-# ---- Divergence ----
-
-
 @pytest.mark.parametrize("what, log_every", [("loss_g", 2), ("sum", 9), ("0", 9), ("1", 9)])
-def test_what_is_not_finite_ends_the_run_with_a_good_checkpoint(
-    files, tiny, monkeypatch, what, log_every
-):
+def test_a_run_that_diverges_keeps_a_good_checkpoint(files, tiny, monkeypatch, what, log_every):
     def diverge(number, generator, opponent, losses):
         losses["sum"] = torch.tensor(1.0)
         if number == 6:
             last = {"0": [*generator.parameters()][-1], "1": [*opponent.parameters()][-1]}
             (losses | last)[what].data.fill_(math.nan if what == "loss_g" else -math.inf)
 
-    after_each_step(files, monkeypatch, diverge)
+    each_step(files, monkeypatch, diverge)
     with pytest.raises(files.utils.RunError, match="at step 6: the training has diverged"):
         train(files.folder, tiny | {"name": "run", "max_steps": 8, "log_every": log_every})
     run = Path(tiny["runs_dir"], "run")
-    assert checkpoint_of(run)["step"] == 4
+    assert state_of(run)["step"] == 4
     assert all(t.isfinite().all() for t in load_file(run / "generator.safetensors").values())
     assert "diverged" in (run / "train.log").read_text().splitlines()[-1]  # doctor.py reads it
-
-
-# ---- The program ----
 
 
 def test_bad_input_gets_one_line_and_leaves_nothing_behind(tiny, tmp_path):
@@ -317,7 +284,8 @@ def test_bad_input_gets_one_line_and_leaves_nothing_behind(tiny, tmp_path):
     for argv, words in (
         (["--config", "broken.json"], "broken.json: --epoch: unknown"),
         (["--data", "nowhere"], f"--data {tmp_path / 'nowhere'}: no such folder"),
-        (["--device", "toaster"], "--device toaster: not available"),
+        (["--device", "toaster"], "--device toaster: not available ("),
+        (["--device", "cuda:99"], "--device cuda:99: not available ("),
     ):
         done = run_script(TOP / "WGAN" / "train.py", tiny, *argv, cwd=tmp_path)
         assert done.returncode == 2 and not done.stdout and len(done.stderr.splitlines()) == 1
@@ -342,7 +310,7 @@ def test_a_name_that_the_terminal_cannot_show_is_escaped(tiny, tmp_path):
 
 
 def test_a_training_too_short_to_learn_from_is_named_unless_it_is_resumed(tiny, tmp_path, capsys):
-    images = write_images(tmp_path / "images", noise_images(16, 16, 16, 3))
+    images = write_images(tmp_path / "images", (16, 16, 16, 3))
     short = "warning     2 steps at lr {} are too few for visible images; try --{}"
     for more, told in (
         ({"name": "run"}, [short.format("5e-05", "epochs 3000")]),
@@ -398,7 +366,7 @@ def test_the_bar_fits_80_columns_and_knows_max_seconds(tiny, monkeypatch):
 
     monkeypatch.setattr(utils, "tqdm", Bar)
     limits = {"max_steps": 0, "max_seconds": 1.5, "log_every": 5, "frame_every": 10**6}
-    steps = checkpoint_of(train("simpleGAN", tiny | limits))["step"]
+    steps = state_of(train("simpleGAN", tiny | limits))["step"]
     bars = [bar for bar in terminal.getvalue().split("\r") if "loss_g" in bar]
     assert bars and all(len(bar.rstrip("\n")) <= 80 and bar.rstrip().endswith("]") for bar in bars)
     totals = [int(bar.split("/")[1].split()[0]) for bar in bars]

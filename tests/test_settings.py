@@ -17,14 +17,10 @@ def refusal(folder, *argv):
     return str(caught.value)
 
 
-@pytest.fixture
-def settings_file(tmp_path):
-    def write(content, name="settings.json"):
-        path = tmp_path / name
-        path.write_text(content if isinstance(content, str) else json.dumps(content))
-        return path
-
-    return write
+def write(folder, content, name="settings.json"):
+    text = content if isinstance(content, str) else json.dumps(content)
+    (folder / name).write_text(text, "utf-8")
+    return folder / name
 
 
 def test_without_arguments_settings_are_the_defaults_and_stay(files):
@@ -33,9 +29,9 @@ def test_without_arguments_settings_are_the_defaults_and_stay(files):
         parse(files).lr = 1.0
 
 
-def test_a_flag_wins_over_files_and_the_last_file_over_the_others(files, settings_file):
-    one = settings_file({"epochs": 7, "batch_size": 32, "seed": 3})
-    two = settings_file({"epochs": 9}, "two.json")
+def test_a_flag_wins_over_files_and_the_last_file_over_the_others(files, tmp_path):
+    one = write(tmp_path, {"epochs": 7, "batch_size": 32, "seed": 3})
+    two = write(tmp_path, {"epochs": 9}, "two.json")
     for argv in (
         ["--batch-size", "5", "--config", one, "--config", two],
         ["--config", one, f"--config={two}", "--batch-size=5"],
@@ -53,8 +49,8 @@ def test_quick_json_is_found_from_anywhere_and_holds_no_default(files, tmp_path,
         assert name not in quick or quick[name] != value
 
 
-def test_values_have_the_types_of_their_defaults(files, settings_file):
-    path = settings_file({"lr": 1, "channels": 3, "graphs": False})  # the last is of earlier runs
+def test_values_have_the_types_of_their_defaults(files, tmp_path):
+    path = write(tmp_path, {"lr": 1, "channels": 3, "graphs": False})  # the last is of earlier runs
     config = parse(files, "--config", path, "--seed", "7", "--max-seconds", "5")
     assert (config.lr, config.channels, config.seed, config.max_seconds) == (1.0, 3, 7, 5.0)
     defaults = asdict(files.train.Config())
@@ -62,8 +58,8 @@ def test_values_have_the_types_of_their_defaults(files, settings_file):
         assert type(value) is type(defaults[name]) or name == "channels", name
 
 
-def test_switches(settings_file):
-    files, path = load("simpleGAN"), settings_file({"minimax": True})
+def test_switches(tmp_path):
+    files, path = load("simpleGAN"), write(tmp_path, {"minimax": True})
     assert parse(files, "--minimax").minimax and parse(files, "--config", path).minimax
     assert not parse(files, "--config", path, "--no-minimax").minimax
 
@@ -101,9 +97,9 @@ def test_bad_flags_are_refused_in_plain_words(argv, words, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_limits_and_a_byte_order_mark_are_allowed(settings_file):
+def test_limits_and_a_byte_order_mark_are_allowed(tmp_path):
     limits = {"seed": 2**32 - 1, "z_dim": 1, "g_width": 2**14, "max_seconds": 0.5}
-    path = settings_file("\ufeff" + json.dumps(limits))
+    path = write(tmp_path, "\ufeff" + json.dumps(limits))
     assert asdict(parse(load("WGAN-GP"), "--config", path)).items() >= limits.items()
 
 
@@ -123,19 +119,19 @@ BAD_FILES = [
 
 
 @pytest.mark.parametrize("content, words", BAD_FILES, ids=str)
-def test_bad_files_are_refused_by_file_and_key(content, words, settings_file):
-    path = settings_file(content)
+def test_bad_files_are_refused_by_file_and_key(content, words, tmp_path):
+    path = write(tmp_path, content)
     text = refusal("simpleGAN", "--config", path)
     assert text.startswith(str(path)) and words in text
 
 
-def test_paths_are_stored_whole(files, tmp_path, monkeypatch, settings_file):
+def test_paths_are_stored_whole(files, tmp_path, monkeypatch):
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
     config = parse(files, "--data", "../images", "--data-dir", "cache", "--runs-dir", "~/runs")
     places = tmp_path / "images", tmp_path / "cwd" / "cache", Path.home() / "runs"
     assert (config.data, config.data_dir, config.runs_dir) == (*map(str, places),)
-    path = settings_file({"data": "images", "data_dir": "../cache"})  # they start at the file
+    path = write(tmp_path, {"data": "images", "data_dir": "../cache"})  # they start at the file
     config = parse(files, "--config", path, "--data", "faces.zip")
     assert config.data == str(tmp_path / "cwd" / "faces.zip")
     assert config.data_dir == str(tmp_path.parent / "cache")

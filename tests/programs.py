@@ -1,7 +1,6 @@
-"""Programs in processes of their own that do not import PyTorch again, which takes seconds.
+"""Programs in processes of their own, forked from a server that has imported PyTorch.
 
-A server that has imported it (multiprocessing's) is forked for each. What a program imports
-besides, and its exit code, are as from the command line; functions of atexit are not called.
+All but that, which takes seconds, is as from the command line; but atexit calls no functions.
 """
 
 import multiprocessing

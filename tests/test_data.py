@@ -318,7 +318,7 @@ def test_images_are_decoded_once_and_again_when_anything_differs(tmp_path, monke
         (lambda: cache.write_bytes(cache.read_bytes() + b"x"), 8),
         (lambda: os.truncate(facts, 20), 8),
         (facts.unlink, 8),
-        (lambda: os.utime(folder / NAMES[3], (1, 1)), 8),
+        (lambda: os.utime(folder / NAMES[3], (1e9, 1e9)), 8),
         (lambda: numbered(folder, ["new.png"]), 9),
     ):
         names.clear()

@@ -104,7 +104,8 @@ def test_two_nodes_print_the_commands_that_resume_them(two, tmp_path):
 def test_processes_whose_clocks_differ_end_at_the_same_step_without_threads_left(two, tmp_path):
     script = tmp_path / "clocks.py"
     script.write_text(
-        f"import itertools, os, pathlib, runpy, sys, time; sys.path.insert(0, {str(DCGAN.parent)!r})\n"
+        "import itertools, os, pathlib, runpy, sys, time\n"
+        f"sys.path.insert(0, {str(DCGAN.parent)!r})\n"
         "clock = itertools.count(1, {'0': 0.3, '1': 0.7}[os.environ['RANK']])\n"
         "time.perf_counter = lambda: next(clock)\n"
         f"runpy.run_path({str(DCGAN)!r}, run_name='__main__')\n"

@@ -35,7 +35,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-OWN_COLUMNS = dict.fromkeys(FOUR, ["d_real", "d_fake"]) | {"WGAN": ["wasserstein", "clipped"]}
+OWN_COLUMNS = {key: ["d_real", "d_fake"] for key in FOUR} | {"WGAN": ["wasserstein", "clipped"]}
 OWN_COLUMNS["WGAN-GP"] = ["wasserstein", "penalty", "gradient_norm"]
 
 
@@ -352,13 +352,9 @@ def test_shell_scripts_pass_their_arguments_on(folder, tmp_path):
     assert done.returncode == 3 and rest[-2:] == ["--name", "a b"], done
 
 
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
 def test_the_bar_fits_80_columns_and_knows_max_seconds(tiny, monkeypatch):
-    terminal, utils = Terminal(), load("simpleGAN").utils
+    terminal, utils = io.StringIO(), load("simpleGAN").utils
+    terminal.isatty = lambda: True
 
     class Bar(utils.tqdm):
         def __init__(self, **options):

@@ -65,13 +65,11 @@ def test_switches(tmp_path):
 
 
 REFUSED = [
-    (["--batchsize", "5"], "--batchsize: unknown; did you mean --batch-size?"),
     (["--epoch", "5"], "--epoch: unknown; did you mean --epochs?"),
     (["--learning-rate=5"], "--learning-rate: unknown; did you mean --lr?"),
     (["--xyz=5"], "--xyz: unknown; see --help"),
     (["stray"], "stray: unknown; see --help"),
     (["--lr", "fast"], "--lr: must be a valid number, not 'fast'"),
-    (["--lr", "inf"], "--lr: must be a valid number, not 'inf'"),
     (["--lr", "0"], "--lr: must be greater than 0, not 0"),
     (["--epochs", "0"], "--epochs: must be greater than 0, not 0"),
     (["--epochs", "1.5"], "--epochs: must be a valid integer, not '1.5'"),

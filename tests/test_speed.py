@@ -7,10 +7,8 @@ import pytest
 import torch
 from conftest import facts_of, load, rows_of, state_of, train
 
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
 
-
-@needs_cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
 def test_a_run_moves_between_gpu_and_cpu(files, tiny):
     train(files.folder, tiny | {"device": "cuda", "name": "run", "max_steps": 4})
     train(files.folder, tiny | {"device": "cpu", "resume": "run", "max_steps": 6})

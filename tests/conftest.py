@@ -110,7 +110,6 @@ def load_images(files, data, data_dir, size=16, channels="data", batch_size=1, h
 
 
 def rows_of(run: Path, *but: str) -> list[dict[str, str]]:
-    """Read metrics.csv without some columns."""
     with open(run / "metrics.csv", newline="") as file:
         return [{k: v for k, v in row.items() if k not in but} for row in csv.DictReader(file)]
 
@@ -157,11 +156,9 @@ def files(request) -> SimpleNamespace:
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory) -> str:
-    """Share one cache of drawn faces."""
     return str(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture
 def tiny(data_dir, tmp_path) -> dict:
-    """Return settings of a training that takes a moment."""
     return TINY | {"max_steps": 4, "data_dir": data_dir, "runs_dir": str(tmp_path / "runs")}

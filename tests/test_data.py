@@ -48,7 +48,6 @@ def noise(mode="RGB", size=(16, 16), seed=0) -> Image.Image:
 
 
 def zipped(folder: Path) -> Path:
-    """Write a zip of a folder beside it."""
     return Path(shutil.make_archive(str(folder), "zip", folder))
 
 

@@ -1,5 +1,6 @@
 """runs.py: finding and reading run folders, generators and images; --help of every script."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -90,6 +91,17 @@ def test_a_damaged_run_is_named_and_hides_no_other(top, capsys):
     (good / "parameters.json").write_text('{"lr": 1, "epochs": 2}')
     with pytest.raises(InputError, match=r"parameters.json is damaged \(it lacks data, "):
         runs.images_per_step(good)
+
+
+@pytest.mark.parametrize("script", ["evaluate", "compare", "doctor", "generate", "make_gif"])
+def test_scripts_name_a_damaged_run_in_one_line(script, tmp_path, monkeypatch, capsys):
+    run = write_run(tmp_path / "run")
+    (run / "run.json").write_text("[1]")
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", str(run)])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(script).main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and line.startswith(f"{script}.py: error: ") and str(run) in line
 
 
 def test_a_model_without_runs_has_the_included_weights(top):

@@ -2,6 +2,8 @@
 
 import csv
 import importlib
+import itertools
+import json
 import os
 import signal
 import subprocess
@@ -53,8 +55,11 @@ def load(folder: str) -> SimpleNamespace:
     return LOADED[folder]
 
 
+def parse(files, *argv):
+    return files.utils.parse_config(files.train.Config, list(map(str, argv)))
+
+
 def flags_of(settings: dict) -> list[str]:
-    """Write settings as a command line."""
     flags = []
     for name, value in settings.items():
         flag = name.replace("_", "-")
@@ -66,12 +71,25 @@ def flags_of(settings: dict) -> list[str]:
 def train(folder: str, settings: dict) -> Path:
     """Train as the command line would, in this process; return the run folder."""
     files = load(folder)
-    return files.train.train(files.utils.parse_config(files.train.Config, flags_of(settings)))
+    return files.train.train(parse(files, *flags_of(settings)))
+
+
+def each_step(files, monkeypatch, act) -> None:
+    """Call act(number, generator, its opponent, losses) after each update of the generator."""
+    step, numbers = files.train.generator_step, itertools.count(1)
+
+    def watched(opponent, generator, *rest):
+        losses = step(opponent, generator, *rest)
+        act(next(numbers), generator, opponent, losses)
+        return losses
+
+    monkeypatch.setattr(files.train, "generator_step", watched)
 
 
 def run_script(script: Path, *arguments, cwd=None, **environment) -> subprocess.CompletedProcess:
-    """Run a program as a user would."""
-    arguments, environment = list(map(str, arguments)), os.environ | environment
+    """Run a program as a user would; arguments that are dictionaries are settings."""
+    flags = (flags_of(a) if isinstance(a, dict) else [str(a)] for a in arguments)
+    arguments, environment = [*itertools.chain(*flags)], os.environ | environment
     if not hasattr(os, "fork"):
         pipes = {"cwd": cwd, "env": environment, "capture_output": True, "text": True}
         return subprocess.run([sys.executable, str(script), *arguments], timeout=180, **pipes)
@@ -92,13 +110,15 @@ def load_images(files, data, data_dir, size=16, channels="data", batch_size=1, h
 
 
 def rows_of(run: Path, *but: str) -> list[dict[str, str]]:
-    """Read metrics.csv without some columns."""
     with open(run / "metrics.csv", newline="") as file:
         return [{k: v for k, v in row.items() if k not in but} for row in csv.DictReader(file)]
 
 
-def checkpoint_of(run: Path) -> dict:
-    """Read the last checkpoint."""
+def facts_of(run: Path) -> dict:
+    return json.loads((run / "run.json").read_text())
+
+
+def state_of(run: Path) -> dict:
     return torch.load(run / "checkpoint.pt", weights_only=True)
 
 
@@ -109,16 +129,16 @@ def assert_equal(one: Path, other: Path) -> None:
     for run in (one, other):
         kept = [run / "generator.safetensors", *sorted((run / "frames").iterdir())]
         files.append([(file.name, file.read_bytes()) for file in kept])
-        states.append(checkpoint_of(run))
+        states.append(state_of(run))
         del states[-1]["seconds"], states[-1]["settings"]
     torch.testing.assert_close(*states, rtol=0, atol=0)
     assert files[0] == files[1]
 
 
 def write_images(folder: Path, images) -> Path:
-    """Write images, uint8 (N, H, W, C), as 0.png, 1.png and so on."""
+    """Write images, uint8 (N, H, W, C), or noise of this shape, as 0.png, 1.png and so on."""
     folder.mkdir(parents=True)
-    for i, image in enumerate(images):
+    for i, image in enumerate(noise_images(*images) if isinstance(images, tuple) else images):
         Image.fromarray(image).save(folder / f"{i}.png")
     return folder
 
@@ -136,11 +156,9 @@ def files(request) -> SimpleNamespace:
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory) -> str:
-    """Share one cache of drawn faces."""
     return str(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture
 def tiny(data_dir, tmp_path) -> dict:
-    """Return settings of a training that takes a moment."""
     return TINY | {"max_steps": 4, "data_dir": data_dir, "runs_dir": str(tmp_path / "runs")}

@@ -77,34 +77,23 @@ def with_own_averages(network):
     return [[t if t.requires_grad else t.clone() for t in layer] for layer in network]
 
 
-def adam(network, s):
-    """Kingma and Ba 2015, algorithm 1."""
-    lr, beta1, beta2 = s["lr"], s["beta1"], s["beta2"]
+def optimizer(network, s):
+    """Adam, algorithm 1 of Kingma and Ba 2015; without its settings RMSProp, as in PyTorch.
+
+    RMSProp is Adam without momentum and without the correction of early averages.
+    """
+    lr, beta1, beta2 = s["lr"], s.get("beta1", 0), s.get("beta2", 0.99)
     m, v = ([torch.zeros_like(p) for p in parameters(network)] for _ in range(2))
     count = itertools.count(1)
 
     def step(loss):
-        t = next(count)
+        t = next(count) if "beta1" in s else math.inf
         gradients = torch.autograd.grad(loss, parameters(network))
         with torch.no_grad():
             for i, (p, g) in enumerate(zip(parameters(network), gradients, strict=True)):
                 m[i] = beta1 * m[i] + (1 - beta1) * g
                 v[i] = beta2 * v[i] + (1 - beta2) * g * g
                 p -= lr * (m[i] / (1 - beta1**t)) / ((v[i] / (1 - beta2**t)).sqrt() + 1e-8)
-
-    return step
-
-
-def rmsprop(network, s):
-    """Tieleman and Hinton 2012, with PyTorch's smoothing of 0.99."""
-    v = [torch.zeros_like(p) for p in parameters(network)]
-
-    def step(loss):
-        gradients = torch.autograd.grad(loss, parameters(network))
-        with torch.no_grad():
-            for i, (p, g) in enumerate(zip(parameters(network), gradients, strict=True)):
-                v[i] = 0.99 * v[i] + 0.01 * g * g
-                p -= s["lr"] * g / (v[i].sqrt() + 1e-8)
 
     return step
 
@@ -268,7 +257,6 @@ def train(folder, s, images, steps, processes=1):
         The first process's generator and its opponent, and means of what each step logs.
     """
     draw = perceptrons if folder == "simpleGAN" else conv_networks
-    optimizer = adam if "beta1" in s else rmsprop
     networks, states, algorithms, rows = [], [], [], []
     for r in range(processes):
         torch.set_rng_state(first_state(s["seed"], r))

@@ -1,7 +1,6 @@
-"""Programs in processes of their own that do not import PyTorch again, which takes seconds.
+"""Programs in processes of their own, forked from a server that has imported PyTorch.
 
-A server that has imported it (multiprocessing's) is forked for each. What a program imports
-besides, and its exit code, are as from the command line; functions of atexit are not called.
+All but that, which takes seconds, is as from the command line; but atexit calls no functions.
 """
 
 import multiprocessing
@@ -33,7 +32,6 @@ def become(script: str, arguments: list[str], cwd: str, environment: dict, said:
 
 
 def start(script, arguments, cwd, environment, said):
-    """Start a program; return its process."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["programs", "torch.utils.tensorboard", "torchvision.utils"])
     rest = list(map(str, arguments)), str(cwd or os.getcwd()), environment, list(map(str, said))

@@ -1,23 +1,16 @@
 """Images against Pillow's plain pipeline, which images are taken, minibatches, the drawn faces."""
 
 import hashlib
-import io
 import json
 import os
 import random
-import re
 import shutil
 import struct
-import sys
 import tempfile
-import warnings
-import zipfile
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import psutil
 import pytest
 import torch
 import torchvision.datasets
@@ -27,7 +20,6 @@ from safetensors import safe_open
 
 import generate
 
-SHARED = TOP.parent / "shared" / "data" / "fashion-mnist"  # where a developer has it
 NAMES = ["b.png", "a/z.png", "B.PNG", "a.png", "10.png", "9.png", "a/deep/er/1.png", "x y.png"]
 files = load("WGAN")
 
@@ -56,29 +48,7 @@ def noise(mode="RGB", size=(16, 16), seed=0) -> Image.Image:
 
 
 def zipped(folder: Path) -> Path:
-    """Write a zip of a folder beside it."""
     return Path(shutil.make_archive(str(folder), "zip", folder))
-
-
-@contextmanager
-def forbidden(folder: Path, mode: int):
-    """Take rights from a folder, and from the superuser the rights on all folders."""
-    user = os.geteuid()
-    folder.chmod(mode)
-    os.seteuid(user or 65534)
-    try:
-        yield
-    finally:
-        os.seteuid(user)
-        folder.chmod(0o755)
-
-
-@pytest.fixture
-def open_path():
-    """Make a folder that other users reach too, as pytest's own are not."""
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o777)
-        yield Path(folder)
 
 
 def plain(image, size=16, mode="RGB") -> np.ndarray:
@@ -91,7 +61,7 @@ def plain(image, size=16, mode="RGB") -> np.ndarray:
 
 
 def numbered(folder: Path, names: list[str]) -> Path:
-    """Write an image for each name; its red value is the place of the name."""
+    """Write an image for each name, whose place is its red value."""
     for i, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (16, 16), (i, 0, 99)).save(folder / name)
@@ -122,29 +92,23 @@ def test_images_stand_upright(tmp_path, turn):
     assert (show(tmp_path, Image.fromarray(image), exif=exif) == upright).all()
 
 
-@pytest.mark.parametrize(
-    "mode, value, options, shown",
-    [
-        ("LA", (100, 0), {}, 100),  # an alpha of 0 everywhere is ignored
-        ("LA", (100, 255), {}, 100),
-        (
-            "RGBA",
-            (200, 100, 7, 0),
-            {"name": "x.webp", "lossless": True, "exact": True},
-            (200, 100, 7),
-        ),
-        ("RGBA", (200, 100, 0, 204), {}, (211, 131, 51)),
-        ("RGB", (10, 20, 30), {"transparency": (10, 20, 30)}, (10, 20, 30)),
-        ("P", 1, {"transparency": 1}, (50, 60, 70)),
-        ("I;16", 65535, {}, 255),
-        ("I;16", 257 * 60, {}, 60),
-        ("CMYK", (255, 0, 0, 0), {"name": "x.jpg", "quality": 100}, (0, 255, 255)),
-        ("L", 128, {"name": "x.JPEG"}, 128),
-        ("RGB", (200, 100, 50), {"name": "x.webp", "lossless": True}, (200, 100, 50)),
-        ("RGB", (200, 100, 50), {"name": "x.bmp"}, (200, 100, 50)),
-        ("P", 1, {"name": "x.GIF", "save_all": True, "append_images": [noise()]}, (50, 60, 70)),
-    ],
-)
+WEBP = {"name": "x.webp", "lossless": True, "exact": True}
+MODES = [
+    ("LA", (100, 255), {}, 100),
+    ("RGBA", (200, 100, 7, 0), WEBP, (200, 100, 7)),  # an alpha of 0 everywhere is ignored
+    ("RGBA", (200, 100, 0, 204), {}, (211, 131, 51)),
+    ("RGB", (10, 20, 30), {"transparency": (10, 20, 30)}, (10, 20, 30)),
+    ("P", 1, {"transparency": 1}, (50, 60, 70)),
+    ("I;16", 65535, {}, 255),
+    ("I;16", 257 * 60, {}, 60),
+    ("CMYK", (255, 0, 0, 0), {"name": "x.jpg", "quality": 100}, (0, 255, 255)),
+    ("L", 128, {"name": "x.JPEG"}, 128),
+    ("RGB", (200, 100, 50), {"name": "x.bmp"}, (200, 100, 50)),
+    ("P", 1, {"name": "x.GIF", "save_all": True, "append_images": [noise()]}, (50, 60, 70)),
+]
+
+
+@pytest.mark.parametrize("mode, value, options, shown", MODES)
 def test_every_mode_and_format_shows_its_color(tmp_path, mode, value, options, shown):
     image = Image.new(mode, (16, 16), value)
     if mode == "P":
@@ -163,7 +127,7 @@ def test_transparent_pixels_are_white_before_they_are_scaled(tmp_path):
 
 
 @pytest.mark.parametrize("tag, kind", [(0x0100, 2), (0x011A, 2), (0x010F, 99), (0x8769, 2)])
-def test_odd_metadata_costs_no_pixels(tmp_path, tag, kind):
+def test_odd_metadata_costs_no_pixels_and_warns_nobody(tmp_path, tag, kind, recwarn):
     """The image stands upright though another tag is of a type that cannot be written back."""
     entries = [(0x0112, 3, 1, b"\6\0\0\0"), (tag, kind, 4, b"abc\0")]
     exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries))
@@ -175,6 +139,7 @@ def test_odd_metadata_costs_no_pixels(tmp_path, tag, kind):
     text = PngImagePlugin.PngInfo()
     text.add_text("workflow", "x" * 2**21, zip=True)
     assert (show(tmp_path, image, 32, pnginfo=text) == plain(image, 32)).all()
+    assert not recwarn.list
 
 
 def test_channels_are_as_asked_or_those_that_the_images_need(tmp_path):
@@ -244,13 +209,10 @@ def test_links_are_followed_once_and_their_targets_watched(tmp_path):
     numbered(tmp_path / "old" / "cat", [f"{i}.png" for i in range(7)])
     numbered(tmp_path / "old" / "dog", [f"{i}.png" for i in range(7, 12)])
     folder = numbered(tmp_path / "p", ["own.png"])
-    (folder / "cat").symlink_to("../old/cat")
-    (folder / "dog").symlink_to(tmp_path / "old" / "dog")
-    (folder / "dog" / "up").symlink_to("../..")  # to a folder that holds the others
-    (folder / "cat" / "round").symlink_to("../cat")
-    (folder / "itself").symlink_to("itself")
-    (folder / "nowhere.png").symlink_to("gone")
-    (folder / "twice.png").symlink_to("own.png")
+    links = {"cat": "../old/cat", "dog": tmp_path / "old" / "dog", "twice.png": "own.png"}
+    links |= {"dog/up": "../..", "cat/round": "../cat"}  # to folders that hold the others
+    for name, target in (links | {"itself": "itself", "nowhere.png": "gone"}).items():
+        (folder / name).symlink_to(target)
     os.mkfifo(folder / "pipe.png")  # reading it would take for ever
     found = read(folder, tmp_path, hold_out=3)
     values = [*found.images[:, 0, 0, 0].tolist(), *found.held_out[:, 0, 0, 0].tolist()]
@@ -263,33 +225,29 @@ def test_links_are_followed_once_and_their_targets_watched(tmp_path):
     assert read(folder, tmp_path).images.max() == 106
 
 
-def test_a_folder_that_cannot_be_opened_is_named(open_path):
-    locked = numbered(open_path / "p" / "locked", NAMES)
-    (open_path / "p").chmod(0o755)
-    numbered(open_path / "p", ["a.png", "b.png"])
-    with forbidden(locked, 0):
-        found = read(open_path / "p", open_path / "q")
-    assert len(found.images) == 2 and f"1 Permission denied ({locked})" in found.skipped[0]
-    assert len(read(open_path / "p", open_path / "q").images) == 10
+def test_a_folder_that_cannot_be_opened_is_named(tmp_path, monkeypatch):
+    folder, listdir = numbered(tmp_path / "p", ["a.png", "lost/1.png", "z.png"]), os.listdir
+
+    def refuse(path):  # chmod would not keep root out
+        if path == str(folder / "lost"):
+            raise PermissionError(13, "Permission denied")
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    found = read(folder, tmp_path)
+    assert len(found.images) == 2
+    assert f"1 Permission denied ({folder / 'lost'})" in found.skipped[0]
 
 
-def test_names_that_are_not_utf_8_are_refused_before_anything_is_made_or_work(tmp_path):
+def test_names_that_are_not_utf_8_are_those_of_images_but_not_of_data(tmp_path):
     odd = os.fsdecode(b"caf\xe9")
-    folder, before = numbered(tmp_path / odd, NAMES), set(tmp_path.rglob("*"))
+    folder = numbered(tmp_path / odd, [f"{odd}.png", f"{odd}/1.png"])
+    (folder / f"{odd}.txt").touch()
+    (folder / f"{odd}.jpg").touch()
     assert "caf\\udce9': the name is not UTF-8" in refusal(folder, tmp_path)
     assert "is not UTF-8" in refusal("faces", folder)
-    assert set(tmp_path.rglob("*")) == before
-    plain = numbered(tmp_path / "p", [f"{odd}.png", f"{odd}/1.png", "2.png"])
-    (plain / f"{odd}.txt").touch()
-    (plain / f"{odd}.jpg").touch()
-    found = read(plain, tmp_path)
-    assert len(found.images) == 3 and "\n".join(found.skipped).encode().count(b"caf") == 2
-
-
-def test_the_cache_is_beside_the_code_by_default(tmp_path, monkeypatch):
-    monkeypatch.setattr(files.data, "HERE", tmp_path)
-    found = load_images(files, numbered(tmp_path / "p", NAMES), "")
-    assert found.cache.parent == tmp_path / "data" / "cache"
+    found = read(folder.rename(tmp_path / "p"), tmp_path)
+    assert len(found.images) == 2 and "\n".join(found.skipped).encode().count(b"caf") == 2
 
 
 def test_too_few_images_are_refused_with_the_numbers(tmp_path, monkeypatch):
@@ -299,61 +257,37 @@ def test_too_few_images_are_refused_with_the_numbers(tmp_path, monkeypatch):
     assert refusal(*asked, 9).endswith(f"{asked[0]}: 8 {fewer} 9; try --batch-size 8")
     said = refusal(*asked, 6, 3)
     assert "5 images besides 3 held out are fewer than --batch-size 6; try --batch-size 5" in said
-    assert "0 images besides 9 held out" in refusal(*asked, 1, 9)
+    assert refusal(*asked, 1, 9).endswith(f"0 images besides 9 held out are {fewer[11:]} 1; ")
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert f"8 {fewer} 5 in 3 processes; try --batch-size 2" in refusal(*asked, 5)
     monkeypatch.delenv("WORLD_SIZE")
     (asked[0] / NAMES[0]).write_bytes(b"no image")
     said = refusal(*asked, 8)
-    assert f"7 {fewer} 8; try --batch-size 7; " in said and NAMES[0] in said
-    for name in NAMES:
-        (asked[0] / name).write_bytes(b"no image")
-    said = refusal(*asked)
-    assert f"0 {fewer} 1; " in said and "cannot identify image file" in said
+    assert f"7 {fewer} 8; try --batch-size 7; {asked[0] / NAMES[0]}: cannot identify" in said
 
 
-def test_what_cannot_be_used_is_refused_in_one_line_that_helps(open_path):
-    folder, inner = numbered(open_path / "p", NAMES), open_path / "in"
+def test_what_cannot_be_used_is_refused_in_one_line_that_helps(tmp_path):
+    folder, inner = numbered(tmp_path / "p", NAMES), tmp_path / "in"
     for name in ("in", "empty"):
-        (open_path / name).mkdir()
+        (tmp_path / name).mkdir()
     tar = Path(shutil.make_archive(str(folder), "gztar", folder))
-    half, half_tar, locked, huge = (inner / name for name in ("half", "tar.gz", "locked", "huge"))
-    packed, place = zipped(folder).read_bytes(), open_path / "q"
-    half.write_bytes(packed[: len(packed) // 2])
-    half_tar.write_bytes(tar.read_bytes()[:99])
-    flagged = re.sub(rb"(?s)(PK\x01\x02.{4})\x00", lambda found: found[1] + b"\1", packed)
-    locked.write_bytes(flagged)
-    with zipfile.ZipFile(huge, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("1.png", bytes(100_000_001))
+    packed, half = zipped(folder).read_bytes(), tmp_path / "half.zip"
     (inner / "p.zip").write_bytes(packed)
-    no_zip = (
-        "cannot be read (File is not a zip file); it takes a folder, a whole .zip file or one of"
-    )
+    half.write_bytes(packed[: len(packed) // 2])
+    no_zip = "cannot be read (File is not a zip file); it takes a folder, a whole .zip file or one"
     for data, text in {
-        open_path / "gone": "no such folder or file; it takes a folder, a whole .zip file or",
+        tmp_path / "gone": "no such folder or file; it takes a folder, a whole .zip file or",
         "cifar": "or one of faces, mnist, fashion-mnist, cifar10, celeba",
         "": "no such folder or file",
-        **{half: no_zip, tar: no_zip, half_tar: no_zip, open_path / "empty": "no image in it"},
-        locked: "no image in it; not read: 8 locked by a password (10.png, 9.png)",
-        inner: "1 .zip",
-        zipped(inner): "1 .zip (p.zip), ",
-        huge: "no image in it; not read: 1 above 100 MB (1.png)",
+        **{half: no_zip, tar: no_zip, tmp_path / "empty": "no image in it"},
+        inner: "no image in it; not read: 1 .zip (",
     }.items():
-        said = refusal(data, place)
+        said = refusal(data, tmp_path)
         assert said.startswith(f"InputError --data {data}: ") and text in said and "\n" not in said
-    assert not place.exists()
-    with forbidden(open_path, 0o555):
-        said = refusal(folder, place)
-    assert "Permission denied" in said and str(place) in said and "--data-dir names" in said
-
-
-def test_too_little_memory_ends_the_decoding(tmp_path, monkeypatch):
-    def decode(*_):
-        raise MemoryError
-
-    monkeypatch.setattr(files.data, "decode", decode)
-    with pytest.raises(MemoryError):
-        read(numbered(tmp_path / "p", NAMES), tmp_path)
+    assert not (tmp_path / "data").exists()
+    (tmp_path / "data").write_bytes(b"not a folder")
+    said = refusal(folder, tmp_path)
+    assert said.startswith("RunError") and "--data-dir names another folder for" in said
 
 
 def test_images_up_to_50_megapixels_and_100_megabytes_are_read(tmp_path, monkeypatch):
@@ -370,17 +304,11 @@ def test_images_up_to_50_megapixels_and_100_megabytes_are_read(tmp_path, monkeyp
             assert ("pixels" if name == "MOST_PIXELS" else "1 above 0 MB") in said, said
 
 
-def test_warnings_of_pillow_are_not_shown(tmp_path):
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        show(tmp_path, noise(), exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0")  # corrupt
-    assert not caught
-
-
 def test_images_are_decoded_once_and_again_when_anything_differs(tmp_path, monkeypatch):
     folder, names, decode = numbered(tmp_path / "p", NAMES), [], files.data.decode
     monkeypatch.setattr(files.data, "decode", lambda *a: names.append(a[0]) or decode(*a))
     first = read(folder, tmp_path)
+    assert isinstance(first.images, np.memmap) and not first.images.flags.writeable
     kept = first.images.copy()
     cache, facts = first.cache, first.cache.with_suffix(".json")
     for change, expected in (
@@ -389,7 +317,7 @@ def test_images_are_decoded_once_and_again_when_anything_differs(tmp_path, monke
         (lambda: cache.write_bytes(cache.read_bytes() + b"x"), 8),
         (lambda: os.truncate(facts, 20), 8),
         (facts.unlink, 8),
-        (lambda: os.utime(folder / NAMES[3], (1, 1)), 8),
+        (lambda: os.utime(folder / NAMES[3], (1e9, 1e9)), 8),
         (lambda: numbered(folder, ["new.png"]), 9),
     ):
         names.clear()
@@ -397,47 +325,17 @@ def test_images_are_decoded_once_and_again_when_anything_differs(tmp_path, monke
         found = read(folder, tmp_path)
         assert len(names) == expected and (expected == 9 or (found.images == kept).all())
         assert len(list(cache.parent.iterdir())) == 3  # array, facts and lock: none is left behind
-    digests = set()
-    for color in (5, 6):  # of the same number of bytes
-        with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
-            for name in NAMES:
-                file = io.BytesIO()
-                Image.new("RGB", (16, 16), (color, 0, 0)).save(file, "BMP")
-                archive.writestr(name, file.getvalue())
-        digests.add(read(tmp_path / "p.zip", tmp_path).digest)
-    assert len(digests) == 2
     kinds = [(16, 1), (16, 3), (16, "data"), (32, 3)]
     assert len({read(folder, tmp_path, *kind).cache for kind in kinds}) == 4
-    shutil.copytree(folder, tmp_path / "copy")
-    assert read(tmp_path / "copy", tmp_path).digest == found.digest
-    Image.new("RGB", (16, 16), (0, 0, 98)).save(tmp_path / "copy" / "new.png")
-    assert read(tmp_path / "copy", tmp_path).digest != found.digest
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a sparse file")
-def test_a_cache_larger_than_memory_is_mapped_read_only_without_a_warning(tmp_path):
-    cache = read(numbered(tmp_path / "p", NAMES), tmp_path).cache
-    memory = psutil.virtual_memory().total + psutil.swap_memory().total
-    facts = json.loads(cache.with_suffix(".json").read_text())
-    facts["shape"][0] = 2 * memory // (16 * 16 * 3)
-    os.truncate(cache, facts["shape"][0] * 16 * 16 * 3)
-    cache.with_suffix(".json").write_text(json.dumps(facts))
-    torch.set_warn_always(True)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            images = files.data.open_cache(cache, 5).images
-            batch = next(files.data.Batches(images[-9:], 7, torch.device("cpu"), 0))
-    finally:
-        torch.set_warn_always(False)
-    assert len(images) == facts["shape"][0] - 5 and (batch == -1).all()
-    assert not images.flags.writeable
+    copy, digests = shutil.copytree(folder, tmp_path / "copy"), [found.digest]
+    for color in (99, 98, 97):  # of the same number of bytes; the first as it is
+        Image.new("RGB", (16, 16), (0, 0, color)).save(copy / "new.png", compress_level=0)
+        digests += [read(source, tmp_path).digest for source in (copy, zipped(copy))]
+    assert digests[0] == digests[1] == digests[2] and len(set(digests)) == 3
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_gray_data_is_gray_in_the_weights_and_in_what_they_generate(
-    folder, tiny, tmp_path, monkeypatch
-):
+def test_gray_data_is_gray_in_weights_and_samples(folder, tiny, tmp_path, monkeypatch):
     images = write_images(tmp_path / "p", noise_images(19, 61, 43, 1).repeat(3, 3))
     run = train(folder, tiny | {"data": images, "channels": "data", "name": "run"})
     with safe_open(run / "generator.safetensors", "pt") as file:
@@ -450,21 +348,17 @@ def test_gray_data_is_gray_in_the_weights_and_in_what_they_generate(
 
 @pytest.mark.parametrize("name, folder", [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST")])
 def test_files_that_are_there_are_not_downloaded(tmp_path, name, folder):
-    images = np.random.default_rng(0).integers(0, 256, (6, 28, 28), np.uint8).tobytes()
-    content = {"images-idx3": struct.pack(">4I", 2051, 6, 28, 28) + images}
+    images = noise_images(6, 28, 28)
+    content = {"images-idx3": struct.pack(">4I", 2051, 6, 28, 28) + images.tobytes()}
     content["labels-idx1"] = struct.pack(">2I", 2049, 6) + bytes(6)
     raw = tmp_path / "data" / folder / "raw"
     raw.mkdir(parents=True)
     for part in content:
-        real = SHARED / folder / "raw" / f"t10k-{part}-ubyte"  # 60,000 would take seconds
-        content[part] = real.read_bytes() if real.exists() else content[part]
         (raw / f"train-{part}-ubyte").write_bytes(content[part])
         (raw / f"t10k-{part}-ubyte").touch()
     found = read(name, tmp_path, 32, hold_out=2)
-    images = np.frombuffer(content["images-idx3"], np.uint8, offset=16).reshape(-1, 28, 28)
-    assert len(found.images) + 2 == len(images)
-    assert (found.images[3] == plain(Image.fromarray(images[3]), 32, "L")).all()
-    assert (found.held_out[1] == plain(Image.fromarray(images[-1]), 32, "L")).all()
+    expected = np.stack([plain(Image.fromarray(image), 32, "L") for image in images])
+    assert (found.images == expected[:4]).all() and (found.held_out == expected[4:]).all()
     (raw / "train-images-idx3-ubyte").write_bytes(content["images-idx3"][:-1] + b"\x7b")
     assert read(name, tmp_path, 32, hold_out=2).digest != found.digest
 
@@ -476,7 +370,7 @@ def test_cifar10_and_celeba_take_the_images_for_training(tmp_path, monkeypatch):
     def celeba(root, split="train", download=False):
         numbered(root / "celeba" / "img_align_celeba", NAMES if split == "train" else [])
 
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    pixels = noise_images(3, 32, 32, 3)
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", cifar10)
     monkeypatch.setattr(torchvision.datasets, "CelebA", celeba)
     assert (read("cifar10", tmp_path, 32).images == pixels).all()
@@ -541,15 +435,11 @@ def test_a_pass_goes_on_where_its_state_was_taken():
 
 
 def test_faces_are_the_same_everywhere_and_all_different():
-    digests = {
-        (16, 0): "b855a942a5e55bd0",
-        (64, 0): "301242e94ea11781",
-        (16, 1): "9bea7fe6f7ae61d5",
-    }
+    digests = {(16, 0): "b855a942a5e5", (64, 0): "301242e94ea1", (16, 1): "9bea7fe6f7ae"}
     for (size, seed), digest in digests.items():
         faces = np.stack(list(files.data.draw_faces(40, size, seed)))
         assert faces.shape == (40, size, size, 3) and len({face.tobytes() for face in faces}) == 40
-        assert hashlib.sha256(faces.tobytes()).hexdigest()[:16] == digest
+        assert hashlib.sha256(faces.tobytes()).hexdigest()[:12] == digest
 
 
 def test_faces_that_are_drawn_otherwise_are_decoded_anew(tmp_path, monkeypatch):

@@ -11,8 +11,7 @@ TINY = "--image-size 16 --batch-size 8 --device cpu"
 
 
 @pytest.mark.long
-def test_the_notebook_runs(tmp_path, data_dir, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def test_the_notebook_runs(tmp_path, data_dir):
     copy, left_out = tmp_path / "playground", (".*", "data", "tensorboard", "results", "tests")
     shutil.copytree(TOP, copy, ignore=shutil.ignore_patterns(*left_out, "__pycache__", "race"))
     notebook = nbformat.read(TOP / "playground.ipynb", 4)

@@ -6,16 +6,7 @@ from dataclasses import asdict
 import numpy as np
 import oracles
 import pytest
-from conftest import (
-    FOUR,
-    TOP,
-    checkpoint_of,
-    load,
-    noise_images,
-    rows_of,
-    train,
-    write_images,
-)
+from conftest import FOUR, TOP, load, noise_images, rows_of, state_of, train, write_images
 from test_processes import Together
 
 STEPS = 6
@@ -72,8 +63,6 @@ def check(saved, network, first, updates):
 
 @pytest.mark.parametrize("folder, changes, processes", CASES)
 def test_six_steps_are_the_papers(folder, changes, processes, colors, tmp_path):
-    if "r1" in changes and not hasattr(load(folder).train.Config, "r1"):
-        pytest.skip("the setting is gone")
     if processes > 1 and not hasattr(os, "fork"):
         pytest.skip("Windows starts no forks")
     changes = {"image_size": 16} | changes
@@ -95,7 +84,7 @@ def test_six_steps_are_the_papers(folder, changes, processes, colors, tmp_path):
 
     *networks, rows = oracles.train(folder, settings, images, STEPS, processes)
     *first, _ = oracles.train(folder, settings, images, 0)
-    state = checkpoint_of(tmp_path / "runs" / "run")
+    state = state_of(tmp_path / "runs" / "run")
     assert state["step"] == STEPS
     other = "critic" if folder.startswith("WGAN") else "discriminator"
     updates = settings.get("n_critic", settings.get("k", 1))
@@ -114,5 +103,5 @@ def test_six_steps_are_the_papers(folder, changes, processes, colors, tmp_path):
         assert float(row["epoch"]) == pytest.approx(int(row["step"]) / batches, abs=1e-4)
         for name in steps[0]:
             mean = np.mean([step[name] for step in steps])
-            near = 1e-3 if name == "clipped" else 1e-5  # one weight at the bound is 2e-4
+            near = 1e-3 if name == "clipped" else 1e-4  # one weight at the bound is 2e-4
             assert float(row[name]) == pytest.approx(mean, rel=1e-3, abs=near), name

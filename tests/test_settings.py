@@ -6,11 +6,7 @@ from dataclasses import FrozenInstanceError, asdict, fields
 from pathlib import Path
 
 import pytest
-from conftest import FOLDERS, TOP, load, train
-
-
-def parse(files, *argv):
-    return files.utils.parse_config(files.train.Config, list(map(str, argv)))
+from conftest import TOP, load, parse, train
 
 
 def refusal(folder, *argv):
@@ -21,14 +17,10 @@ def refusal(folder, *argv):
     return str(caught.value)
 
 
-@pytest.fixture
-def settings_file(tmp_path):
-    def write(content, name="settings.json"):
-        path = tmp_path / name
-        path.write_text(content if isinstance(content, str) else json.dumps(content))
-        return path
-
-    return write
+def write(folder, content, name="settings.json"):
+    text = content if isinstance(content, str) else json.dumps(content)
+    (folder / name).write_text(text, "utf-8")
+    return folder / name
 
 
 def test_without_arguments_settings_are_the_defaults_and_stay(files):
@@ -37,9 +29,9 @@ def test_without_arguments_settings_are_the_defaults_and_stay(files):
         parse(files).lr = 1.0
 
 
-def test_a_flag_wins_over_files_and_the_last_file_over_the_others(files, settings_file):
-    one = settings_file({"epochs": 7, "batch_size": 32, "seed": 3})
-    two = settings_file({"epochs": 9}, "two.json")
+def test_a_flag_wins_over_files_and_the_last_file_over_the_others(files, tmp_path):
+    one = write(tmp_path, {"epochs": 7, "batch_size": 32, "seed": 3})
+    two = write(tmp_path, {"epochs": 9}, "two.json")
     for argv in (
         ["--batch-size", "5", "--config", one, "--config", two],
         ["--config", one, f"--config={two}", "--batch-size=5"],
@@ -57,8 +49,8 @@ def test_quick_json_is_found_from_anywhere_and_holds_no_default(files, tmp_path,
         assert name not in quick or quick[name] != value
 
 
-def test_values_have_the_types_of_their_defaults(files, settings_file):
-    path = settings_file({"lr": 1, "channels": 3, "graphs": False})  # the last is of earlier runs
+def test_values_have_the_types_of_their_defaults(files, tmp_path):
+    path = write(tmp_path, {"lr": 1, "channels": 3, "graphs": False})  # the last is of earlier runs
     config = parse(files, "--config", path, "--seed", "7", "--max-seconds", "5")
     assert (config.lr, config.channels, config.seed, config.max_seconds) == (1.0, 3, 7, 5.0)
     defaults = asdict(files.train.Config())
@@ -66,34 +58,26 @@ def test_values_have_the_types_of_their_defaults(files, settings_file):
         assert type(value) is type(defaults[name]) or name == "channels", name
 
 
-def test_switches(settings_file):
-    files, path = load("simpleGAN"), settings_file({"minimax": True})
-    assert parse(files, "--minimax").minimax
-    assert parse(files, "--config", path).minimax
+def test_switches(tmp_path):
+    files, path = load("simpleGAN"), write(tmp_path, {"minimax": True})
+    assert parse(files, "--minimax").minimax and parse(files, "--config", path).minimax
     assert not parse(files, "--config", path, "--no-minimax").minimax
 
 
 REFUSED = [
-    (["--batchsize", "5"], "--batchsize: unknown; did you mean --batch-size?"),
     (["--epoch", "5"], "--epoch: unknown; did you mean --epochs?"),
     (["--learning-rate=5"], "--learning-rate: unknown; did you mean --lr?"),
     (["--xyz=5"], "--xyz: unknown; see --help"),
     (["stray"], "stray: unknown; see --help"),
     (["--lr", "fast"], "--lr: must be a valid number, not 'fast'"),
-    (["--lr", "nan"], "--lr: must be a valid number, not 'nan'"),
-    (["--lr", "inf"], "--lr: must be a valid number, not 'inf'"),
     (["--lr", "0"], "--lr: must be greater than 0, not 0"),
-    (["--lr", "-1.5"], "--lr: must be greater than 0, not -1.5"),
     (["--epochs", "0"], "--epochs: must be greater than 0, not 0"),
     (["--epochs", "1.5"], "--epochs: must be a valid integer, not '1.5'"),
     (["--max-steps", "-1"], "--max-steps: must be greater than or equal to 0, not -1"),
     (["--max-seconds", "-1"], "--max-seconds: must be greater than or equal to 0, not -1"),
-    (["--max-seconds", "inf"], "--max-seconds: must be a valid number, not 'inf'"),
     (["--seed", "4294967296"], "--seed: must be less than or equal to 4294967295, not"),
     (["--g-width", "16385"], "--g-width: must be less than or equal to 16384, not 16385"),
     (["--d-width", "0"], "--d-width: must be greater than or equal to 1, not 0"),
-    (["--beta1", "1"], "--beta1: must be less than 1, not 1"),
-    (["--beta2", "-0.1"], "--beta2: must be greater than or equal to 0, not -0.1"),
     (["--image-size", "48"], "--image-size: must be 16, 32, 64, 128, 256, 512 or 1024, not '48'"),
     (["--channels", "2"], "--channels: must be 'data', 1 or 3, not '2'"),
     (["--precision", "half"], "--precision: must be 'auto', 'fp32', 'tf32' or 'bf16', not 'half'"),
@@ -107,63 +91,45 @@ REFUSED = [
 
 @pytest.mark.parametrize("argv, words", REFUSED, ids=lambda x: " ".join(x) if x else "")
 def test_bad_flags_are_refused_in_plain_words(argv, words, tmp_path):
-    text = refusal("WGAN-GP", *argv, "--runs-dir", tmp_path / "runs")
-    assert text.startswith(words) or words in text
+    assert words in refusal("WGAN-GP", *argv, "--runs-dir", tmp_path / "runs")
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    "argv",
-    [
-        ["--seed", "0"],
-        ["--seed", "4294967295"],
-        ["--z-dim", "1", "--g-width", "16384"],
-        ["--beta1", "0", "--hold-out", "0", "--max-seconds", "0.5"],
-    ],
-)
-def test_limits_are_allowed(argv):
-    assert parse(load("WGAN-GP"), *argv)
+def test_limits_and_a_byte_order_mark_are_allowed(tmp_path):
+    limits = {"seed": 2**32 - 1, "z_dim": 1, "g_width": 2**14, "max_seconds": 0.5}
+    path = write(tmp_path, "\ufeff" + json.dumps(limits))
+    assert asdict(parse(load("WGAN-GP"), "--config", path)).items() >= limits.items()
 
 
-@pytest.mark.parametrize(
-    "content, words",
-    [
-        ({"batchsize": 5}, "--batchsize: unknown; did you mean --batch-size?"),
-        ({"epochs": "5"}, "--epochs: must be a valid integer, not '5'"),
-        ({"epochs": 5.5}, "--epochs: must be a valid integer, not 5.5"),
-        ({"epochs": None}, "--epochs: must be a valid integer, not None"),
-        ({"epochs": True}, "--epochs: must be a valid integer, not True"),
-        ({"lr": [1]}, "--lr: must be a valid number, not [1]"),
-        ({"data": 7}, "--data: must be a valid string, not 7"),
-        ('{"lr": NaN}', "--lr: must be a finite number, not nan"),
-        ({"minimax": "maybe"}, "--minimax: must be a valid boolean, not 'maybe'"),
-        ({"config": "other.json"}, "--config: unknown"),
-        ('{"epochs": 5', "is not a JSON file"),
-        ("[1, 2]", "is not a JSON file of one object"),
-        ("", "is not a JSON file"),
-    ],
-    ids=str,
-)
-def test_bad_files_are_refused_by_file_and_key(content, words, settings_file):
-    path = settings_file(content)
+BAD_FILES = [
+    ({"batchsize": 5}, "--batchsize: unknown; did you mean --batch-size?"),
+    ({"epochs": "5"}, "--epochs: must be a valid integer, not '5'"),
+    ({"epochs": 5.5}, "--epochs: must be a valid integer, not 5.5"),
+    ({"epochs": None}, "--epochs: must be a valid integer, not None"),
+    ({"epochs": True}, "--epochs: must be a valid integer, not True"),
+    ({"data": 7}, "--data: must be a valid string, not 7"),
+    ('{"lr": NaN}', "--lr: must be a finite number, not nan"),
+    ({"minimax": "maybe"}, "--minimax: must be a valid boolean, not 'maybe'"),
+    ({"config": "other.json"}, "--config: unknown"),
+    ('{"epochs": 5', "is not a JSON file"),
+    ("[1, 2]", "is not a JSON file of one object"),
+]
+
+
+@pytest.mark.parametrize("content, words", BAD_FILES, ids=str)
+def test_bad_files_are_refused_by_file_and_key(content, words, tmp_path):
+    path = write(tmp_path, content)
     text = refusal("simpleGAN", "--config", path)
     assert text.startswith(str(path)) and words in text
 
 
-def test_a_byte_order_mark_is_allowed(tmp_path):
-    path = tmp_path / "settings.json"
-    path.write_bytes(b'\xef\xbb\xbf{"epochs": 4}')
-    assert parse(load("WGAN"), "--config", path).epochs == 4
-
-
-def test_paths_are_stored_whole(files, tmp_path, monkeypatch, settings_file):
+def test_paths_are_stored_whole(files, tmp_path, monkeypatch):
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
     config = parse(files, "--data", "../images", "--data-dir", "cache", "--runs-dir", "~/runs")
-    assert config.data == str(tmp_path / "images")
-    assert config.data_dir == str(tmp_path / "cwd" / "cache")
-    assert config.runs_dir == str(Path.home() / "runs")
-    path = settings_file({"data": "images", "data_dir": "../cache"})  # they start at the file
+    places = tmp_path / "images", tmp_path / "cwd" / "cache", Path.home() / "runs"
+    assert (config.data, config.data_dir, config.runs_dir) == (*map(str, places),)
+    path = write(tmp_path, {"data": "images", "data_dir": "../cache"})  # they start at the file
     config = parse(files, "--config", path, "--data", "faces.zip")
     assert config.data == str(tmp_path / "cwd" / "faces.zip")
     assert config.data_dir == str(tmp_path.parent / "cache")
@@ -188,19 +154,16 @@ def test_resume_brings_the_settings_of_the_run_and_flags_win(tiny, tmp_path):
     assert (config.lr, config.image_size) == (3e-3, 16)
     assert (config.max_steps, config.resume, config.name) == (9, "run", "")
     assert (config.log_every, config.frame_every) == (5, 7)
-    assert {"name", "resume", "runs_dir"}.isdisjoint(
-        json.loads((run / "parameters.json").read_text())
-    )
+    saved = json.loads((run / "parameters.json").read_text())
+    assert {"name", "resume", "runs_dir"}.isdisjoint(saved)
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_every_setting_is_explained(folder, capsys):
-    files = load(folder)
+def test_every_setting_is_explained(files, capsys):
     with pytest.raises(SystemExit) as caught:
         parse(files, "--help")
     assert caught.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    source = (TOP / folder / "train.py").read_text()
+    source = (TOP / files.folder / "train.py").read_text()
     for field in fields(files.train.Config):
         assert "--" + field.name.replace("_", "-") in text
         written = re.search(rf' {field.name}: .*\n    """(.*)"""\n', source)[1]

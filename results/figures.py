@@ -5,6 +5,7 @@ Examples:
     python results/figures.py curves          assets/curves.png, from results/MODEL/quick-faces/
     python results/figures.py final           assets/final.png, images by the included weights
     python results/figures.py celeba          assets/celeba.png, by those trained on celebrities
+    python results/figures.py front           assets/front.png, four of these for each model, large
     python results/figures.py table           the runs in results/, a table for each set of images
     python results/figures.py race            the races in results/race/
     python results/figures.py waiting         the time until the quick runs showed faces
@@ -48,9 +49,9 @@ from make_gif import label_strip  # noqa: E402
 
 ASSETS, RESULTS, MODELS = TOP / "assets", TOP / "results", runs.PAPERS
 RECORDED = ("run.json", "parameters.json", "metrics.csv", "evaluation.jsonl")
-FORMS = {"steps": ",.0f", "images": ",.0f", "seconds": ".0f", "frechet_lite0": ".1f"}
-FORMS |= {"swd": ".3f", "diversity": ".2f", "repetition": ".2f"}
-QUALITY = list(FORMS)[3:]
+FORMS = {"steps": ",.0f", "images": ",.0f", "frechet_lite0": ".1f", "swd": ".3f"}
+FORMS |= {"diversity": ".2f", "repetition": ".2f"}
+QUALITY = list(FORMS)[2:]
 TITLES = {"simpleGAN": "GAN: the logit of D(x)", "WGAN": "WGAN: f(x), weights clipped at ±0.01"}
 TITLES |= {"WGAN-GP": "WGAN-GP: f(x), slopes held near 1"}
 # The step from which on most images in the frames of the quick run are faces, by eye.
@@ -173,17 +174,31 @@ def draw_final() -> None:
     draw_generators("final.png", {"real (drawn)": np.stack(list(faces))}, "")
 
 
+def draw_front() -> None:
+    """Draw assets/front.png: the first four celebrity faces of each model, large."""
+    panels = {}
+    for model in MODELS:
+        images, _ = draw_images(f"{model}-celeba", 4)
+        large = grid(images, 2, side=1, gap=0).resize((256, 256), Image.Resampling.LANCZOS)
+        panels[model] = np.asarray(large)
+    save_panels(panels, ASSETS / "front.png")
+
+
+def draw_images(name: str, count: int) -> tuple[np.ndarray, int]:
+    """Draw what included weights make of one noise: uint8 (count, H, W, C); and their step."""
+    generator, about = runs.load_generator(ASSETS / "weights" / f"{name}.safetensors")
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        images = generator(torch.randn(count, about["z_dim"], generator=rng))
+    return ((images + 1) * 127.5).round().byte().movedim(1, 3).numpy(), about["step"]
+
+
 def draw_generators(name: str, shown: dict[str, np.ndarray], suffix: str) -> None:
     """Draw images side by side, and those of each model's generator in assets/weights/."""
     for model in MODELS:
-        file = ASSETS / "weights" / f"{model}{suffix}.safetensors"
-        generator, about = runs.load_generator(file)
-        rng = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            images = generator(torch.randn(SHOWN, about["z_dim"], generator=rng))
-        images = ((images + 1) * 127.5).round().byte().movedim(1, 3).numpy()
-        size = about["image_size"]
-        label = f"{model}, step {about['step']:,}" + f", {size}x{size}" * (size < 64)
+        images, step = draw_images(model + suffix, SHOWN)
+        size = images.shape[1]
+        label = f"{model}, step {step:,}" + f", {size}x{size}" * (size < 64)
         shown[label] = images.repeat(64 // size, 1).repeat(64 // size, 2)  # all enlarged to 64
     sheets = {label: np.asarray(grid(images, 5, side=1)) for label, images in shown.items()}
     save_panels(sheets, ASSETS / name)
@@ -255,10 +270,10 @@ def print_peers() -> None:
 
 def print_precision() -> None:
     """Print means and sample standard deviations over the seeds of results/precision.csv."""
-    names, table, rows = ["steps", "seconds", *QUALITY], pd.read_csv(RESULTS / "precision.csv"), []
-    # Of each seed: float32, bfloat16, and float32 again, when it had taken as many steps.
+    names, table, rows = ["steps", *QUALITY], pd.read_csv(RESULTS / "precision.csv"), []
+    # Of each seed: float32, bfloat16, and float32 again (left out) when it had taken as many steps.
     for (data, model), found in table.groupby(["data", "model"], sort=False):
-        for i, kind in enumerate(("fp32", "bf16", "fp32, as many steps")):
+        for i, kind in enumerate(("fp32", "bf16")):
             each = found.iloc[i::3][names]
             rows.append([data, model, kind, *cells(names, each.mean(), each.std())])
     print_table(["images", "model", "precision", *names], rows)
@@ -291,9 +306,15 @@ def record(run: Path) -> None:
     (folder / "frames").mkdir(parents=True)
     for name, content in zip(RECORDED, (facts, settings), strict=False):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
-    shutil.copy(runs.frames_of(run)[-1], folder / "frames")
+    frames = runs.frames_of(run)
+    shutil.copy(frames[-1], folder / "frames")
     for name in RECORDED[2:]:
         shutil.copyfile(run / name, folder / name)
+    if run.name == "default":  # a quarter of five frames, evenly spaced
+        shown = [frames[(len(frames) - 1) * i // 5] for i in range(1, 6)]
+        grids = {f"step {int(file.stem):,}": np.asarray(Image.open(file)) for file in shown}
+        quarters = {k: g[: len(g) // 2 + 1, : len(g) // 2 + 1] for k, g in grids.items()}
+        save_panels(quarters, folder / "progress.png")
 
 
 def record_race(race: Path) -> None:
@@ -328,7 +349,7 @@ def main() -> None:
     made = {"landscapes": draw_landscapes, "curves": draw_curves, "final": draw_final}
     made |= {"celeba": partial(draw_generators, "celeba.png", {}, "-celeba"), "table": print_runs}
     made |= {"race": print_race, "waiting": print_waiting, "precision": print_precision}
-    made["peers"] = print_peers
+    made |= {"peers": print_peers, "front": draw_front}
     kept = {"record": record, "weights": halve_weights}
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=[*made, *kept])

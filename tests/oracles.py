@@ -186,25 +186,18 @@ def simple_gan(s, generator, discriminator, batches):
 
 
 def dcgan(s, generator, discriminator, batches):
-    """Radford et al. 2015; the loss is Goodfellow's, real and fake batches pass separately.
-
-    With r1 the regularizer R1 of Mescheder et al. 2018, section 4.1.
-    """
-    r1 = s.get("r1", 0)
+    """Radford et al. 2015; the loss is Goodfellow's, real and fake batches pass separately."""
     while True:
-        real = next(batches).requires_grad_()
+        real = next(batches)
         fake = generate(generator, normal(real, s)).detach()
         on_real, on_fake = judge(discriminator, real), judge(discriminator, fake)
         loss_d = -(F.logsigmoid(on_real) + F.logsigmoid(-on_fake)).mean()
-        slopes = torch.autograd.grad(on_real.sum(), real, create_graph=True)[0]
-        penalty = (slopes**2).sum((1, 2, 3)).mean()
-        yield discriminator, loss_d + r1 / 2 * penalty
+        yield discriminator, loss_d
         fake = generate(generator, normal(real, s))
         loss_g = -F.logsigmoid(judge(discriminator, fake)).mean()
         yield generator, loss_g
         means = {"d_real": on_real.sigmoid().mean(), "d_fake": on_fake.sigmoid().mean()}
-        own = {"penalty": penalty} if r1 else {}
-        yield {"loss_d": loss_d, "loss_g": loss_g, **means, **own}
+        yield {"loss_d": loss_d, "loss_g": loss_g, **means}
 
 
 def wgan(s, generator, critic, batches):

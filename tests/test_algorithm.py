@@ -192,7 +192,7 @@ def test_defaults_are_the_designs():
     perceptrons = {"k": 1, "minimax": False, "dropout": 0.3, "d_width": 128}
     expected = {
         "simpleGAN": adam | perceptrons | {"beta1": 0.9, "z_dim": 64},
-        "DCGAN": adam | {"beta1": 0.5, "z_dim": 100, "d_width": 64, "r1": 0.0},
+        "DCGAN": adam | {"beta1": 0.5, "z_dim": 100, "d_width": 64},
         "WGAN": critics | {"lr": 5e-5, "clip_value": 0.01},
         "WGAN-GP": critics | {"lr": 1e-4, "beta1": 0.0, "beta2": 0.9, "lambda_gp": 10.0},
     }
@@ -204,7 +204,7 @@ COUNT = (1, 3), (0, 1.5, -1, "nan")
 SHARE = (0, 0.17), (1, 1.5, -0.1, "nan")
 WEIGHT = (0, 0.3, 1, 1.5), (-1, "nan", "inf")
 LIMITS = {"n_critic": COUNT, "k": COUNT, "dropout": SHARE, "beta1": SHARE, "beta2": SHARE}
-LIMITS |= {"lambda_gp": WEIGHT, "r1": WEIGHT, "clip_value": (WEIGHT[0][1:], (0, *WEIGHT[1]))}
+LIMITS |= {"lambda_gp": WEIGHT, "clip_value": (WEIGHT[0][1:], (0, *WEIGHT[1]))}
 
 
 def test_settings_of_the_papers_have_limits(files):

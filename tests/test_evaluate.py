@@ -107,7 +107,7 @@ def test_seed_and_num_have_their_effect_and_the_floor_of_faces_is_newly_drawn(ru
 
 
 def test_what_is_written(run, call, capsys):
-    record = (TOP / "results" / "DCGAN" / "faces-64" / "evaluation.jsonl").read_text()
+    record = (TOP / "results" / "WGAN-GP" / "faces-64" / "evaluation.jsonl").read_text()
     (run / "evaluation.jsonl").write_text(record)  # of a version before
     before = {file: file.read_bytes() for file in run.rglob("*.*")}
     row, _ = call(run, "--num", 150)

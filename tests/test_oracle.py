@@ -25,7 +25,6 @@ CASES += [(folder, TOGETHER | OWN[folder], 2) for folder in FOUR]
 CASES += [
     ("simpleGAN", ALONE | OWN["simpleGAN"] | {"minimax": True, "dropout": 0.0, "channels": 1}, 1),
     ("DCGAN", ALONE | OWN["DCGAN"] | {"seed": 2**32 - 1, "beta1": 0.0, "channels": 1}, 1),
-    ("DCGAN", ALONE | OWN["DCGAN"] | {"r1": 1.7}, 1),
 ]
 
 

@@ -8,6 +8,7 @@ Examples:
     python results/figures.py front           assets/front.png, four of these for each model, large
     python results/figures.py table           the runs in results/, a table for each set of images
     python results/figures.py race            the races in results/race/
+    python results/figures.py default         the curves of results/MODEL/default/ in five rows
     python results/figures.py waiting         the time until the quick runs showed faces
     python results/figures.py precision       images after training in float32 and in bfloat16
     python results/figures.py peers           our images and rivals' after equal seconds
@@ -279,6 +280,21 @@ def print_precision() -> None:
     print_table(["images", "model", "precision", *names], rows)
 
 
+def print_default() -> None:
+    """Print what the runs with the settings of `Config` logged at each fifth of the way."""
+    for model in [model for model in MODELS if (RESULTS / model / "default").exists()]:
+        table = pd.read_csv(RESULTS / model / "default" / "metrics.csv")
+        names = [name for name in table.columns if name not in ("epoch", "images", "seconds")]
+        rows = []
+        for i in range(1, 6):
+            row = table.iloc[len(table) * i // 5 - 1]
+            shown = [f"{row['step']:,.0f}", f"{row['images']:,.0f}", f"{row['seconds'] / 60:.0f}"]
+            rows.append([*shown, *(f"{row[name]:.2f}" for name in names[1:])])
+        print(f"{model}:\n")
+        print_table(["step", "images shown", "minutes", *names[1:]], rows)
+        print()
+
+
 def print_waiting() -> None:
     """Print how long the quick runs took until their frames showed faces."""
     rows = []
@@ -349,7 +365,7 @@ def main() -> None:
     made = {"landscapes": draw_landscapes, "curves": draw_curves, "final": draw_final}
     made |= {"celeba": partial(draw_generators, "celeba.png", {}, "-celeba"), "table": print_runs}
     made |= {"race": print_race, "waiting": print_waiting, "precision": print_precision}
-    made |= {"peers": print_peers, "front": draw_front}
+    made |= {"peers": print_peers, "front": draw_front, "default": print_default}
     kept = {"record": record, "weights": halve_weights}
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=[*made, *kept])

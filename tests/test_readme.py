@@ -128,7 +128,7 @@ def test_each_formula_is_on_its_line():
         assert (model, number) == (folder, anchor) and line.strip().startswith(code)
 
 
-@pytest.mark.parametrize("what", ["table", "waiting", "race", "peers", "precision"])
+@pytest.mark.parametrize("what", ["table", "default", "waiting", "race", "peers", "precision"])
 def test_the_tables_are_what_the_command_makes_of_the_records(what, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["figures.py", what])
     runpy.run_path(str(TOP / "results" / "figures.py"), run_name="__main__")

@@ -14,19 +14,17 @@ import urllib.error
 import urllib.request
 from itertools import islice
 from types import SimpleNamespace
-from zipfile import ZipFile
 
 import numpy as np
 import pandas as pd
 import psutil
 import pytest
 import torch
-from conftest import FOLDERS, TOP, load, run_script
+from conftest import FOLDERS, TOP, load, noise_images, run_script, write_images
 from filelock import FileLock
 from gradio_client import Client
 from PIL import Image
 from selenium import webdriver
-from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 import compare
@@ -63,11 +61,8 @@ def project(tmp_path_factory):
         shutil.copytree(TOP / name, top / name, ignore=others)
     for file in (*TOP.glob("*.py"), *TOP.glob("play.*")):
         shutil.copy(file, top)
-    with ZipFile(top / "tiny.zip", "w") as archive:
-        for i in range(16):
-            pixels = np.random.default_rng(i).integers(256, size=(16, 16, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(file := io.BytesIO(), "PNG")
-            archive.writestr(f"{i}.png", file.getvalue())
+    write_images(top / "tiny", noise_images(16, 16, 16, 3))
+    shutil.make_archive(top / "tiny", "zip", top / "tiny")
     return top
 
 
@@ -81,20 +76,19 @@ def here(project, monkeypatch):
     play.TRAININGS.clear()
 
 
-def write_run(top, model, name, started, frames=(), rows=()):
-    """Write what the page reads of a run: a copy of a record under another name and date."""
+def write_run(top, model, name, started="2026-01-01T00:00:00", frames=(), rows=0):
+    """Copy a record under another name and date; its step i ends after 0.5 + 1.25 i seconds."""
     run = top / model / "tensorboard/runs" / name
     shutil.copytree(top / f"results/{model}/celeba", run)
     facts = json.loads((run / "run.json").read_text()) | {"started": started, "finished": started}
     (run / "run.json").write_text(json.dumps(facts))
     shutil.copy(top / f"assets/weights/{model}.safetensors", run / "generator.safetensors")
-    if frames:
-        shutil.rmtree(run / "frames")
-        (run / "frames").mkdir()
-        for step, shade in frames:
-            Image.new("RGB", (6, 6), (shade, 0, 0)).save(run / f"frames/{step:06d}.png")
-    if rows:
-        (run / "metrics.csv").write_text("\n".join([*rows, ""]))
+    shutil.rmtree(run / "frames")
+    (run / "frames").mkdir()
+    for step, shade in frames:
+        Image.new("RGB", (6, 6), (shade, 0, 0)).save(run / f"frames/{step:06d}.png")
+    lines = [f"{i},0,{64 * i},{0.5 + 1.25 * i},0.7,{i - 1}\n" for i in range(1, rows + 1)]
+    (run / "metrics.csv").write_text("".join(["step,epoch,images,seconds,loss_d,loss_g\n", *lines]))
     return run
 
 
@@ -103,11 +97,9 @@ def write_run(top, model, name, started, frames=(), rows=()):
 
 def slerp(one, other, share):
     """Go a share of the great circle from one z to another; lengths change linearly."""
-    angle = np.arccos(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
-    ends = np.sin((1 - share) * angle) * one / np.linalg.norm(one)
-    ends = ends + np.sin(share * angle) * other / np.linalg.norm(other)
-    length = (1 - share) * np.linalg.norm(one) + share * np.linalg.norm(other)
-    return length * ends / np.sin(angle)
+    lengths = np.linalg.norm([one, other], axis=1)
+    angle, shares = np.arccos(one @ other / lengths.prod()), np.array([1 - share, share])
+    return shares @ lengths * (np.sin(shares * angle) / np.sin(angle) / lengths @ [one, other])
 
 
 def test_the_image_is_that_of_a_great_circle_and_of_moves_along_the_directions(here):
@@ -116,13 +108,8 @@ def test_the_image_is_that_of_a_great_circle_and_of_moves_along_the_directions(h
     images = next(generate.draw(generator, zs, 16))
     sheet = play.sheet(INCLUDED, 3, 1, 5, 7)
     np.testing.assert_array_equal(images_in(sheet), images)
-    assert re.findall(r"<span>(.*?)</span>", sheet)[3:8] == [
-        "4 ",
-        "5 first",
-        "6 ",
-        "7 second",
-        "8 ",
-    ]
+    marks = re.findall(r'number="(\d+)" class="(\w+)".*?<span>(.*?)<', sheet)
+    assert marks == [("5", "first", "5 first"), ("7", "second", "7 second")]
     weight = next(generator.parameters()).detach().double().numpy()
     _, vectors = np.linalg.eigh(weight.T @ weight)
     directions = play.load(INCLUDED)[2].double().numpy()
@@ -171,9 +158,6 @@ def test_what_a_generator_has_learned_is_said(here):
     said, near, extra = play.describe("WGAN-celeba (included)")
     assert "photographs of celebrities" in said and "not on this machine" in said
     assert (near.interactive, extra) == (False, "") and "drawn faces" in play.describe(INCLUDED)[0]
-    (here / "assets/weights/WGAN.safetensors").rename(here / "aside")
-    assert "WGAN (included)" not in play.sources()
-    (here / "aside").rename(here / "assets/weights/WGAN.safetensors")
 
 
 # ---- Train ----
@@ -205,21 +189,13 @@ def test_settings_of_the_page_reach_train_py(here, model, monkeypatch):
             play.start(model, "faces", 32, most, "seconds", *TINY.values())
 
 
-def numbers(count, *, start=1):
-    """Write metrics.csv."""
-    rows = [
-        f"{start + i},0,{64 * (start + i)},{0.5 + 1.25 * (start + i)},0.7,{i}" for i in range(count)
-    ]
-    return ["step,epoch,images,seconds,loss_d,loss_g", *rows]
-
-
 MORE = {"steps": ("--max-steps=60", "--max-seconds=0")}
 MORE |= {"seconds": ("--max-seconds=83", "--max-steps=0")}
 
 
 @pytest.mark.parametrize(("unit", "limits"), MORE.items())
 def test_a_finished_run_gets_so_many_more(here, monkeypatch, unit, limits):
-    run = write_run(here, "WGAN", f"more {unit}", "2026-01-01T00:00:00", rows=numbers(43))
+    run = write_run(here, "WGAN", f"more {unit}", rows=43)
     asked = []
     monkeypatch.setattr(play, "start_training", lambda run, *flags: asked.append((run, flags)))
     play.resume(f"WGAN/more {unit}", {"steps": 17, "seconds": 29}[unit], unit)  # after 43, 54.25 s
@@ -240,21 +216,16 @@ def test_runs_are_listed_by_their_start_the_newest_first(here):
     names = play.run_names()
     own = [name for name in names if "/at " in name]
     assert own == ["DCGAN/at c", "DCGAN/at a", "DCGAN/at b"]
-    first = next(i for i, name in enumerate(names) if name.startswith("results/"))
-    assert first > names.index("DCGAN/at b") and all(
-        n.startswith("results/") for n in names[first:]
-    )
-    assert "DCGAN/at b" in play.sources()
+    recorded = [name.startswith("results/") for name in names]
+    assert recorded == sorted(recorded) and recorded[-1] and "DCGAN/at b" in play.sources()
     (here / "DCGAN/tensorboard/runs/at b/run.json").write_text("{")
     assert "DCGAN/at b" not in play.run_names()
 
 
 def test_frames_and_curves_are_those_of_the_run_and_of_the_slider(here):
     frames = [(0, 10), (20, 60), (1000, 90), (30, 120)]
-    write_run(here, "WGAN-GP", "watched", "2026-01-02T00:00:00", frames, numbers(5))
-    write_run(here, "WGAN-GP", "other", "2026-01-01T00:00:00", frames[:2], numbers(900))
-    write_run(here, "WGAN-GP", "empty", "2026-01-01T00:00:00", rows=numbers(0))
-    shutil.rmtree(here / "WGAN-GP/tensorboard/runs/empty/frames")
+    for name, count, rows in (("watched", 4, 5), ("other", 2, 900), ("empty", 0, 0)):
+        write_run(here, "WGAN-GP", name, frames=frames[:count], rows=rows)
     known, state, frame, slider, drawn, seen = play.watch("WGAN-GP/watched", 0, ())
     assert "WGAN-GP/other" in [name for name, _ in known.choices] and 'role="status"' in state
     assert images_in(frame)[0][0, 0, 0] == 90 and slider.label == "Frame of step 1,000"
@@ -312,15 +283,9 @@ def test_a_start_that_fails_says_why_and_is_no_run(here):
 
 
 def test_the_report_speaks_in_words_of_the_page(here, monkeypatch):
-    write_run(here, "DCGAN", "judged", "2026-01-01T00:00:00")
-    Finding = play.doctor.Finding
-    advice = [
-        "--d-width 32 (was 64)",
-        "--r1 1.0 (was 0.0)",
-        "--max-seconds 0 (was 9)",
-        "Add images",
-    ]
-    found = [Finding("too short", "It <ended>.", ["steps = 3"], advice, "A, b")]
+    write_run(here, "DCGAN", "judged")
+    advice = ["--d-width 32 (was 64)", "--r1 1.0 (was 0)", "--max-seconds 0 (was 9)", "Add images"]
+    found = [play.doctor.Finding("too short", "It <ended>.", ["steps = 3"], advice, "A, b")]
     monkeypatch.setattr(play.doctor, "examine", lambda run: (found, {"few images": "step 3 of 9"}))
     said = play.findings("DCGAN/judged")
     words = re.sub("<[^>]*>", "\n", said)
@@ -460,12 +425,18 @@ def browser():
 
 LABELED = """
 const e = document.activeElement;
-return [e.innerText, e.getAttribute("aria-label"), ...[...(e.labels ?? [])].map(l => l.innerText),
-        e.closest(".block")?.innerText, e.type].join(" ");
+return e == document.body ? "" : [
+  e.innerText, e.getAttribute("aria-label"), ...[...(e.labels ?? [])].map(l => l.innerText),
+  e.closest(".block")?.innerText, e.type].join(" ");
 """
+SHOWN = (
+    "return [...document.querySelectorAll(arguments[0])].filter(e => e.offsetParent).map(e => e."
+)
 
 
-def test_in_a_browser_each_tab_works_and_nothing_foreign_is_asked_for(served, browser, project):
+def test_in_a_browser_each_tab_works_by_keyboard_and_asks_for_nothing_foreign(
+    served, browser, project
+):
     def errors():
         """Return what the console holds and empty it."""
         said = [line["message"] for line in browser.get_log("browser")]
@@ -473,82 +444,63 @@ def test_in_a_browser_each_tab_works_and_nothing_foreign_is_asked_for(served, br
         return [line for line in said if "AbortError" not in line]
 
     def shown(css, get="innerText"):
-        script = "return [...document.querySelectorAll(arguments[0])].filter(e => e.offsetParent)"
-        return browser.execute_script(f"{script}.map((e, i) => e.{get})", css)
-
-    def click(css, text):
-        place = until(lambda: [i for i, one in enumerate(shown(css)) if text in one])[0]
-        shown(css, "dataset.place = i")  # a mark to find it by
-        browser.execute_script(
-            "document.querySelector(arguments[0]).click()", f"{css}[data-place='{place}']"
-        )
-
-    def press(*keys):
-        webdriver.ActionChains(browser).send_keys(*keys).perform()
-
-    def reach(pattern):
-        """Press Tab until what has the focus is named so."""
-        for _ in range(120):
-            press(Keys.TAB)
-            if re.search(pattern, browser.execute_script(LABELED), re.S):
-                return
-        raise AssertionError(f"{pattern} is out of reach of the keyboard")
-
-    def write(css, place, text):
-        until(lambda: len(shown(css)) > place)
-        found = [e for e in browser.find_elements(By.CSS_SELECTOR, css) if e.is_displayed()]
-        found[place].send_keys(Keys.CONTROL, "a")
-        found[place].send_keys(str(text), Keys.TAB)
+        return browser.execute_script(f"{SHOWN}{get})", css)
 
     def said(css, pattern):
         return until(lambda: re.search(pattern, " ".join(shown(css))))
 
+    def use(pattern, *keys):
+        """Press Tab until what has the focus is named so, then other keys."""
+        for _ in range(150):
+            webdriver.ActionChains(browser).send_keys(Keys.TAB).perform()
+            if re.search(pattern, browser.execute_script(LABELED), re.S):
+                return browser.switch_to.active_element.send_keys(*keys)
+        raise AssertionError(f"{pattern} is out of reach of the keyboard")
+
     browser.get(served.url)
     until(lambda: shown(".large img") and len(shown(".sheet img")) == 16)
     assert all(shown("img", "alt"))
-    before = shown(".large img", "src")[0]
-    reach("^7")  # an image of the sheet, by keyboard alone
-    press(Keys.ENTER)
-    until(lambda: "7 first" in shown(".sheet button") and shown(".large img", "src")[0] != before)
+    before = shown(".large img", "src")
+    use("^7", Keys.ENTER)  # an image of the sheet
+    until(lambda: "7 first" in shown(".sheet button") and shown(".large img", "src") != before)
     assert "1 second" in shown(".sheet button")
-    before = shown(".large img", "src")[0]
-    reach("From the first.*range")
-    press(*[Keys.ARROW_RIGHT] * 3)
-    until(lambda: shown(".large img", "src")[0] != before)
-    write("input[type=number]", 1, 99)
+    before = shown(".large img", "src")
+    use("From the first.*range", Keys.ARROW_RIGHT)
+    until(lambda: shown(".large img", "src") != before)
+    use("First image", "99", Keys.TAB)
     said(".note", "must be a whole number from 1 to 16")
     assert shown(".large img") == []
 
-    click("button[role=tab]", "Plane")
+    use("^Plane", Keys.ENTER)
     said(".plane", "step 0")
-    click("button", "Play")
+    use("^Play", Keys.ENTER)
     said(".plane", r"step [1-9]\d")
-    click("button", "Pause")
+    use("lambda.*range", Keys.HOME)
+    use("^ *manifold", Keys.SPACE)
+    said(".plane", "a grid of z")
+    use("^Pause", Keys.ENTER)
     time.sleep(2)
     text = shown(".plane")
     time.sleep(1)
     assert shown(".plane") == text
-    click("label", "manifold")
-    said(".plane", "a grid of z")
 
-    click("button[role=tab]", "Train")
-    write("input[type=text], textarea", 0, project / "tiny.zip")
-    click("button", "Settings")
-    write("input[type=number]", 2, 8)  # batch_size
-    click("button", "Start")
+    use("^Train", Keys.ENTER)
+    use("^ *Images", Keys.CONTROL, "a", Keys.NULL, str(project / "tiny.zip"))
+    use("^Settings", Keys.ENTER)
+    use("batch_size", "8")
+    use("^Start", Keys.ENTER)
     said("[role=status]", "In training")
     assert errors() == []
     browser.refresh()  # a new page finds it
     errors()  # the old page complains if the refresh cut off a request
-    click("button[role=tab]", "Train")
-    said("[role=status]", "In training")
-    click("button", "Pause")
-    said("[role=status]", "Paused")
-    click("button", "Resume")
-    said("[role=status]", "In training")  # until the program ends, see `served`
+    for tab, words in (("Train", "In training"), ("Pause", "Paused"), ("Resume", "In training")):
+        use(f"^{tab}", Keys.ENTER)
+        said("[role=status]", words)  # until the program ends, see `served`
 
-    click("button[role=tab]", "Compare")
+    use("^Compare", Keys.ENTER)
     said(".table th", "swd")
+    use("^ *Runs", "WGAN-GP/fashion", Keys.ENTER)
+    said(".table", "fashion")
     until(lambda: shown(".js-plotly-plot"))
     logs = [json.loads(line["message"])["message"] for line in browser.get_log("performance")]
     asked = [one["params"]["request"]["url"] for one in logs if one["method"] == SENT]

@@ -210,7 +210,7 @@ def chosen(*choice: Any) -> np.ndarray:
     pair = pair_of(base, first, second)
     # there and back in 200 steps: the second image is the 100th
     z = generate.round_trip(pair, 200)[round(100 * blend)] if first != second else pair[0]
-    z = z + torch.tensor(moves, dtype=z.dtype) @ directions[: len(moves)]
+    z = z + torch.tensor(moves[: len(directions)], dtype=z.dtype) @ directions[: len(moves)]
     return next(generate.draw(generator, [z], 1))
 
 

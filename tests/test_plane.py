@@ -32,7 +32,6 @@ def test_a_step_gives_the_weights_that_the_steps_of_the_folder_give(model):
     settings = {"lr": 1e-3, "d_lr": 4e-4, "n_critic": 3, "lambda_gp": 0.7, "clip_value": 0.13}
     start, plane = (planes.make_plane("ring", model, 24, 2, 5, **settings) for _ in range(2))
     planes.advance(plane, 2)
-
     train, critic, generator = load(model).train, start.critic, start.generator
     own = {"WGAN": {"clip_value": 0.13}, "WGAN-GP": {"lambda_gp": 0.7}}
     config = train.Config(z_dim=2, **own.get(model, {}))

@@ -148,18 +148,16 @@ def test_a_photograph_becomes_the_first_image(here, monkeypatch):
     monkeypatch.setattr(play, "load", lambda name: (tiny, about, torch.eye(4)))
     z0 = torch.tensor([0.7, -1.6, 0.2, 1.1])
     (photo,) = next(generate.draw(tiny, [z0], 1))
-    *_, (own, *sliders, _) = found = list(play.photograph("tiny", photo))
+    *_, (own, truncation, first, *rest, _) = found = list(play.photograph("tiny", photo))
     start, *_, end = [float(re.search(r"distance (\S+) of", one[-1])[1]) for one in found]
     assert len(found) > 9 and end < start / 30 and own[0] == "tiny"
     torch.testing.assert_close(own[1], z0, atol=0.02, rtol=0)
-    truncation, first, *rest = sliders
     (drawn,) = images_in(play.draw("tiny", 9, truncation, own, first, 5, *rest))
     assert np.abs(drawn.astype(int) - photo).max() <= 2
-    sheets = [
-        play.latents(name, 9, 1, z) for name, z in (("tiny", own), ("tiny", None), ("x", own))
-    ]
-    assert torch.equal(sheets[0][0], own[1]) and torch.equal(sheets[0][1:], sheets[1][1:])
-    assert torch.equal(sheets[1], sheets[2])  # another generator has another z
+    choices = (("tiny", own), ("tiny", None), ("x", own))
+    mine, plain, other = (play.latents(name, 9, 1, z) for name, z in choices)
+    assert torch.equal(mine[0], own[1]) and torch.equal(mine[1:], plain[1:])
+    assert torch.equal(plain, other)  # of another generator, it would be another z
 
 
 @pytest.mark.parametrize("model", FOLDERS)
@@ -193,11 +191,8 @@ def test_a_finished_run_gets_so_many_more(here, monkeypatch):
     monkeypatch.setattr(play, "start_training", lambda run, *flags: asked.append((run, *flags)))
     paused = write_run(here, "WGAN", "paused", rows=43, finished=None)
     more = (write_run(here, "WGAN", "more", rows=43), "--resume=more", "--epochs=1000000")
-    for name, most, unit in (
-        ("more", 17, "steps"),
-        ("more", 29, "seconds"),
-        ("paused", 9, "steps"),
-    ):
+    asks = (("more", 17, "steps"), ("more", 29, "seconds"), ("paused", 9, "steps"))
+    for name, most, unit in asks:
         play.resume(f"WGAN/{name}", most, unit)
     steps, seconds = ("--max-steps=60", "--max-seconds=0"), ("--max-seconds=83", "--max-steps=0")
     assert asked == [(*more, *steps), (*more, *seconds), (paused, "--resume=paused")]
@@ -277,8 +272,7 @@ def test_the_report_speaks_in_words_of_the_page(here, monkeypatch):
     advice = ["--d-width 32 (was 64)", "--r1 1.0 (was 0)", "--max-seconds 0 (was 9)", "Add images"]
     found = [play.doctor.Finding("too short", "It <ended>.", ["steps = 3"], advice, "A, b")]
     monkeypatch.setattr(play.doctor, "examine", lambda run: (found, {"few images": "step 3 of 9"}))
-    said = play.findings("DCGAN/judged")
-    words = re.sub("<[^>]*>", "\n", said)
+    words = re.sub("<[^>]*>", "\n", play.findings("DCGAN/judged"))
     assert "Try: d_width 32 (was 64)." in words and "Try: Add images." in words
     assert "Press Resume" in words and "few images (step 3 of 9)" in words and "&lt;ended" in words
     assert not re.search("--|r1|max.seconds|python", words)
@@ -443,7 +437,6 @@ def test_in_a_browser_each_tab_works_by_keyboard_alone(served, browser, project)
     before = shown(".large img", "src")
     use("^range.*From the first", Keys.ARROW_RIGHT)
     until(lambda: shown(".large img", "src") != before)
-
     use("^Plane", Keys.ENTER)
     said(".plane", "step 0")
     use("^Play", Keys.ENTER)
@@ -456,7 +449,6 @@ def test_in_a_browser_each_tab_works_by_keyboard_alone(served, browser, project)
     text = shown(".plane")
     time.sleep(1)
     assert shown(".plane") == text
-
     use("^Train", Keys.ENTER)
     use("^Images", Keys.CONTROL, "a", Keys.NULL, str(project / "tiny.zip"))
     use("^Settings", Keys.ENTER)
@@ -469,7 +461,6 @@ def test_in_a_browser_each_tab_works_by_keyboard_alone(served, browser, project)
     for tab, words in (("Train", "In training"), ("Pause", "Paused"), ("Resume", "In training")):
         use(f"^{tab}", Keys.ENTER)
         said("[role=status]", words)  # until the program ends, see `served`
-
     use("^Compare", Keys.ENTER)
     said(".table th", "swd")
     use("^Runs", "WGAN-GP/fashion", Keys.ENTER)

@@ -126,14 +126,14 @@ def test_real_points_lie_along_their_shape_and_all_over_it(shape):
     lines = {
         "8 Gaussians": polar(torch.arange(8) * torch.pi / 4),
         "25 Gaussians": torch.cartesian_prod(grid, grid),
-        "ring": polar(2 * turn),
+        "ring": polar(2 * turn[1:]),
         "two moons": torch.cat([0.75 * polar(turn) - shift, -0.75 * polar(turn) + shift]),
-        "spiral": polar(3 * turn, 3 * turn / 8),
+        "spiral": polar(3 * (torch.pi * turn).sqrt(), 3 * (torch.pi * turn).sqrt() / 8),
     }
-    points = planes.draw_real(shape, 4000)
-    apart = torch.cdist(points.flatten(1), lines[shape] if isinstance(shape, str) else shape)
-    assert points.shape == (4000, 2, 1, 1)
-    assert apart.min(1).values.max() < 0.3 and apart.min(0).values.max() < 0.1
+    points, line = planes.draw_real(shape, 20000), lines[shape] if isinstance(shape, str) else shape
+    apart, nearest = torch.cdist(points.flatten(1), line).min(1)
+    assert points.shape == (20000, 2, 1, 1) and apart.max() < 0.3
+    assert nearest.bincount(minlength=len(line)).min() > 5000 / len(line)  # fewer at the ends
 
 
 def test_divergence_is_said_in_a_sentence():

@@ -83,15 +83,15 @@ def draw_real(shape: str | Tensor, count: int) -> Tensor:
     angle = 2 * math.pi * share
     if shape == "8 Gaussians":
         angle = (8 * share).floor() * (math.pi / 4)
+    if shape == "spiral":
+        angle = 3 * math.pi * share.sqrt()  # the root spreads the points evenly along the curve
+    points = torch.stack([angle.cos(), angle.sin()], 1)
     if shape == "25 Gaussians":
         cell = (25 * share).floor()
         points = torch.stack([cell % 5 - 2, (cell / 5).floor() - 2], 1) * 0.55
     elif shape == "spiral":
-        angle = 3 * math.pi * share.sqrt()  # the root spreads the points evenly along the curve
-        points = torch.stack([angle.cos(), angle.sin()], 1) * angle[:, None] / 8
-    else:
-        points = torch.stack([angle.cos(), angle.sin()], 1)
-    if shape == "two moons":
+        points *= angle[:, None] / 8
+    elif shape == "two moons":
         lower = (share > 0.5).float()[:, None]
         points = 0.75 * points + (2 * lower - 1) * torch.tensor([0.375, 0.18])
     spread = 0.03 if "Gaussians" in shape else 0.05
@@ -113,8 +113,6 @@ def make_plane(
     shape: str | Tensor, model: str, width: int = 64, depth: int = 3, seed: int = 0, **settings: Any
 ) -> Plane:
     """Start a training with networks of `depth` hidden layers; for `settings` see `tune`."""
-    if isinstance(shape, str) and shape not in SHAPES:
-        raise InputError(f"{shape!r}: no such points; choose one of {', '.join(SHAPES)}")
     train = train_of(model)
     fields = asdict(train.Config(z_dim=Z_DIM, seed=seed))
     config = SimpleNamespace(**{"n_critic": fields.get("k", 1), "d_lr": None} | fields)
@@ -244,6 +242,11 @@ def measure(plane: Plane) -> dict[str, float]:
 
 
 # ---- Pictures: SVG is small, sharp on any screen, and takes its colors from play.css ----
+def address_of(image: Image.Image | np.ndarray) -> str:
+    """Write an image, or uint8 (H, W) or (H, W, 1 or 3), as an address that holds a PNG."""
+    image = Image.fromarray(image.squeeze()) if isinstance(image, np.ndarray) else image
+    image.save(file := io.BytesIO(), "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def landscape(plane: Plane) -> str:
@@ -258,9 +261,7 @@ def landscape(plane: Plane) -> str:
         heights = (heights - heights.min()) / (heights.max() - heights.min()).clamp(min=1e-12)
     fine = nn.functional.interpolate(heights, scale_factor=6, mode="bicubic")[0, 0]
     bands = (fine * BANDS).floor().clamp(0, BANDS - 1) / BANDS
-    file = io.BytesIO()
-    Image.fromarray((252 - 60 * bands).to(torch.uint8).numpy()).save(file, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return address_of((252 - 60 * bands).to(torch.uint8).numpy())
 
 
 def manifold(plane: Plane) -> Tensor:
@@ -283,10 +284,8 @@ def picture(plane: Plane) -> str:
     (fake, told), real, height = look(plane), plane.real.flatten(1), plane.height
     longest = told.norm(dim=1).max()
     tail, way = fake[::2], told[::2] * (0.3 / longest.clamp(min=VANISHED))
-    left, right = (
-        tail + 0.7 * way + way.flip(1) * torch.tensor(s) for s in ((0.15, -0.15), (-0.15, 0.15))
-    )
-    arrows = torch.stack([tail, tail + way, left, tail + way, right], 1)
+    tip, neck, side = tail + way, tail + 0.7 * way, way.flip(1) * torch.tensor([0.15, -0.15])
+    arrows = torch.stack([tail, tip, neck + side, tip, neck - side], 1)
     size = f"{'vanished' if longest < VANISHED else 'longest'}: {longest:.2g}"
     layers = {  # from below to above: lines, kind, width, and words of the legend
         "manifold": (manifold(plane), "second", 1, "— a grid of z, as the generator bends it"),

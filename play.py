@@ -10,7 +10,6 @@ own: it goes on when the page is closed. When this program ends, the training sa
 
 import base64
 import html
-import io
 import os
 import re
 import shutil
@@ -53,10 +52,11 @@ import doctor
 import generate
 import plane as planes
 from make_gif import write_animation
+from plane import address_of
 from runs import TOP
 
 InputError = runs.utils().InputError
-COUNT, DIRECTIONS, SHORTEST = 16, 6, 0.7  # images; sliders; truncation, lower draws gray images
+COUNT, DIRECTIONS, SEARCH = 16, 6, 300  # images of a sheet; sliders; steps to a photograph
 LOADING = Lock()  # reading the images of a run takes seconds and memory: one at a time
 SCRIPT = (TOP / "play.js").read_text("utf-8")
 QUIET = {"show_progress": "hidden", "trigger_mode": "always_last"}  # for events that come often
@@ -92,7 +92,7 @@ def listen(events: list, function: Callable, inputs: Any, outputs: list, note: A
     def stream(*inputs: Any) -> Iterator[list]:
         try:
             for found in function(*inputs) if streams else [function(*inputs)]:
-                yield [*(found if isinstance(found, tuple) else (found,)), ""]
+                yield [*(found if isinstance(found, tuple) else [found] * len(outputs)), ""]
         except (InputError, OSError) as error:
             left = ["" if "drawn" in str(one.elem_classes) else gr.skip() for one in outputs]
             yield [*left, f'<p role="alert">{html.escape(str(error))}</p>']
@@ -106,13 +106,6 @@ def whole(name: str, value: float | None, low: int, high: int) -> int:
     if value is None or value != int(value) or not low <= value <= high:
         raise InputError(f"{name} must be a whole number from {low:,} to {high:,}.")
     return int(value)
-
-
-def address_of(image: Image.Image | np.ndarray) -> str:
-    """Write an image, or uint8 (H, W, 1 or 3), as an address that holds a PNG."""
-    image = Image.fromarray(image.squeeze()) if isinstance(image, np.ndarray) else image
-    image.save(file := io.BytesIO(), "PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def embed(address: str, name: str, caption: str = "") -> str:
@@ -142,9 +135,8 @@ def run_names() -> list[str]:
     dated = {}
     for name, run in listed().items():
         with suppress(InputError, TypeError, ValueError):  # a damaged one is no run
-            begun = "" if is_training(run) else runs.read_facts(run)["started"]
-            began = datetime.fromisoformat(begun) if begun else datetime.now()
-            dated[name] = (name.split("/")[0] != "results", began.astimezone())
+            begun = f"{datetime.now()}" if is_training(run) else runs.read_facts(run)["started"]
+            dated[name] = (name[:8] != "results/", datetime.fromisoformat(begun).astimezone())
     return sorted(dated, key=dated.get, reverse=True)
 
 
@@ -164,8 +156,6 @@ def find(name: str | None) -> Path:
 
 
 # ---- Explore ----
-
-
 def sources() -> list[str]:
     """Return the names of what has a generator."""
     known = listed()
@@ -175,31 +165,27 @@ def sources() -> list[str]:
 
 @lru_cache(8)
 def load_file(file: Path, _changed: float) -> tuple[nn.Module, dict, Tensor]:
-    """Load a generator, what it says about itself, and its directions (DIRECTIONS, z_dim).
-
-    Along the first of them its first layer changes most: they are the right singular vectors of
-    that layer's weight (SeFa, Shen and Zhou 2021, arXiv:2007.06600).
-    """
+    """Load a generator, what it says about itself, and its directions (DIRECTIONS, z_dim): SeFa."""
     generator, about = runs.load_generator(file)
     weight = next(generator.parameters()).detach()
     weight = weight if weight.dim() == 2 else weight.flatten(1).T  # (outputs, z_dim)
     if weight.shape[1] != about["z_dim"]:  # z enters elsewhere
         weight = torch.eye(about["z_dim"])
-    directions = torch.linalg.svd(weight, full_matrices=False).Vh[:DIRECTIONS]
-    return generator, about, directions
+    return generator, about, torch.linalg.svd(weight, full_matrices=False).Vh[:DIRECTIONS]
 
 
 def load(name: str | None) -> tuple[nn.Module, dict, Tensor]:
     """Load a generator by what the page calls it."""
     file = find(name)
-    file = file / "generator.safetensors" if file.is_dir() else file
-    return load_file(file, file.stat().st_mtime)
+    return load_file(file, file.stat().st_mtime)  # of a folder: when a file in it was replaced
 
 
-def latents(name: str, seed: float, truncation: float) -> Tensor:
-    """Return the z of the sheet, (COUNT, z_dim), drawn towards 0."""
+def latents(name: str, seed: float, truncation: float, own: tuple | None) -> Tensor:
+    """Return the z of the sheet, (COUNT, z_dim), drawn towards 0; a photograph's is the first."""
     noise = generate.noise(whole("The seed", seed, 0, 2**32 - 1), load(name)[1]["z_dim"])
-    return torch.stack(list(islice(noise, COUNT))) * truncation
+    zs = list(islice(noise, COUNT))
+    zs[:1] = own[1:] if own and own[0] == name else zs[:1]  # it is of one generator
+    return torch.stack(zs) * truncation
 
 
 def pair_of(base: tuple, *numbers: float) -> Tensor:
@@ -207,10 +193,10 @@ def pair_of(base: tuple, *numbers: float) -> Tensor:
     return latents(*base)[[whole("The number of an image", n, 1, COUNT) - 1 for n in numbers]]
 
 
-def sheet(name: str, seed: float, truncation: float, first: float, second: float) -> str:
+def sheet(*choice: Any) -> str:
     """Draw the images of a seed as buttons, and mark the two that are chosen: HTML."""
-    zs, buttons = latents(name, seed, truncation), ""
-    for number, image in enumerate(next(generate.draw(load(name)[0], zs, COUNT)), 1):
+    base, (first, second), buttons = choice[:4], choice[4:], ""
+    for number, image in enumerate(next(generate.draw(load(base[0])[0], latents(*base), COUNT)), 1):
         mark = "first" if number == first else "second" if number == second else ""
         buttons += f'<button data-number="{number}" class="{mark}"><img alt="Image" '
         buttons += f'src="{address_of(image)}"><span>{number} {mark}</span></button>'
@@ -219,18 +205,18 @@ def sheet(name: str, seed: float, truncation: float, first: float, second: float
 
 def chosen(*choice: Any) -> np.ndarray:
     """Draw two images of the sheet blended, then moved: uint8 (1, H, W, C)."""
-    base, (first, second, blend, *moves) = choice[:3], choice[3:]
+    base, (first, second, blend, *moves) = choice[:4], choice[4:]
     generator, _, directions = load(base[0])
     pair = pair_of(base, first, second)
     # there and back in 200 steps: the second image is the 100th
     z = generate.round_trip(pair, 200)[round(100 * blend)] if first != second else pair[0]
-    z = z + torch.tensor(moves, dtype=z.dtype) @ directions[: len(moves)]
+    z = z + torch.tensor(moves[: len(directions)], dtype=z.dtype) @ directions[: len(moves)]
     return next(generate.draw(generator, [z], 1))
 
 
 def draw(*choice: Any) -> str:
     """Draw the image that the sliders make: HTML."""
-    (image,), name = chosen(*choice), f"{choice[0]}, seed {choice[1]}, image {choice[3]}"
+    (image,), name = chosen(*choice), f"{choice[0]}, seed {choice[1]}, image {choice[4]}"
     return embed(address_of(image), f"{name}.png", f"{name}, as the sliders make it")
 
 
@@ -241,15 +227,15 @@ def pick(first: float, event: gr.EventData) -> tuple:
 
 def walk(*choice: Any) -> str:
     """Walk from the first image to the second and back: HTML with an MP4."""
-    base, (first, second) = choice[:3], choice[3:]
+    base, (first, second) = choice[:4], choice[4:]
     if first == second:
         raise InputError("A walk needs two different images: click another one.")
     way = generate.round_trip(pair_of(base, first, second), 72)
     images = np.concatenate(list(generate.draw(load(base[0])[0], way, 24)))
     frames = [generate.grid(image[None], 1, side=320, gap=0) for image in images]
-    with tempfile.TemporaryDirectory() as folder:
-        write_animation(Path(folder) / "walk.mp4", frames, [50] * len(frames), 10)
-        data = base64.b64encode(Path(folder, "walk.mp4").read_bytes()).decode()
+    file = Path(tempfile.mkdtemp()) / "walk.mp4"
+    write_animation(file, frames, [50] * len(frames), 10)
+    data = base64.b64encode(file.read_bytes()).decode()
     about = f"From image {first} to image {second} of seed {base[1]} and back"
     return embed(f"data:video/mp4;base64,{data}", f"{base[0]}, {about}.mp4", about)
 
@@ -263,6 +249,23 @@ def neighbor(*choice: Any) -> str:
     both = generate.grid(np.concatenate([image, training[found]]), 2, side=560)
     about = f"Right: the nearest training image, at RMS distance {distances[0]:.1f} of 255."
     return embed(address_of(both), f"{choice[0]}, nearest.png", about)
+
+
+def photograph(name: str, pixels: np.ndarray) -> Iterator[tuple]:
+    """Find the z whose image is nearest to a photograph, and show it as it goes, as image 1."""
+    generator, about, _ = load(name)
+    data = runs.load_file_of(about["model"], "data")
+    photo = data.decode(pixels, about["image_size"], about["channels"])
+    zs, target = latents(name, 0, 1, None), torch.tensor(photo).movedim(2, 0) / 127.5 - 1
+    start, _ = generate.nearest(photo[None], next(generate.draw(generator, zs, COUNT)))
+    optimizer = torch.optim.Adam([z := zs[start].requires_grad_()], lr=0.1)
+    for step in range(SEARCH + 1):
+        loss = (generator(z) - target).square().mean()
+        if step % 20 == 0:
+            said = f"RMS distance {127.5 * loss.item() ** 0.5:.1f} of 255, step {step} of {SEARCH}"
+            yield (name, z.detach().clone()[0]), 1, 1, 0, *[0] * DIRECTIONS, f"<p>{said}</p>"
+        z.grad = torch.autograd.grad(loss, z)[0]
+        optimizer.step()
 
 
 def describe(name: str | None) -> tuple:
@@ -293,38 +296,39 @@ def explore_tab(page: gr.Blocks) -> None:
             image, note = gr.HTML(elem_classes="drawn large"), gr.HTML(elem_classes="note")
             blend = gr.Slider(0, 1, 0, step=0.01, label="From the first image to the second")
             info = "Shorter z: images more alike, and paler."
-            truncation = gr.Slider(SHORTEST, 1, 1, step=0.05, label="Truncation", info=info)
+            truncation = gr.Slider(0.7, 1, 1, step=0.05, label="Truncation", info=info)
         with gr.Column(scale=3, min_width=300):
             with gr.Row():
                 labels = [f"Direction {i + 1}" for i in range(DIRECTIONS)]
                 moves = [gr.Slider(-6, 6, 0, label=label, min_width=200) for label in labels]
             loop = gr.Button("Walk from the first to the second", **small)
             near = gr.Button("Nearest training image", **small)
+            words = "Your photograph (stays on this machine)"
+            photo = gr.Image(label=words, sources=["upload"], height=200)
             extra = gr.HTML(elem_classes="drawn")
-    pair = [name, seed, truncation, first, second]
-    choice, quiet = [*pair, blend, *moves], gr.HTML(visible=False)
-    events = [page.load, *(one.change for one in pair)]
-    listen(events, sheet, pair, [images], quiet, api_name="sheet", **QUIET)
-    events += [one.change for one in (blend, *moves)]  # not queued, which is a third faster
-    listen(events, draw, choice, [image], note, api_name="draw", queue=False, **QUIET)
-    images.select(pick, first, [first, second], api_name="pick")
-    listen([loop.click], walk, pair, [extra], note, api_name="walk")
-    listen([near.click], neighbor, choice, [extra], note, api_name="nearest")
-    events, about = [name.change, page.load], [learned, near, extra]
-    listen(events, describe, name, about, quiet, api_name="describe", **QUIET)
-    page.load(lambda: gr.Dropdown(sources()), None, name, api_name="sources")
+    own, quiet = gr.State(), gr.HTML(visible=False)
+    pair = [name, seed, truncation, own, first, second]
+    choice = [*pair, blend, *moves]
+    listen([page.load, *(one.change for one in pair)], sheet, pair, [images], quiet, **QUIET)
+    events = [page.load, *(one.change for one in choice)]  # not queued, which is a third faster
+    listen(events, draw, choice, [image], note, queue=False, **QUIET)
+    images.select(pick, first, [first, second])
+    listen([loop.click], walk, pair, [extra], note)
+    listen([near.click], neighbor, choice, [extra], note)
+    out = [own, truncation, first, blend, *moves, extra]
+    search = listen([photo.upload], photograph, [name, photo], out, note)
+    rest = QUIET | {"cancels": search}
+    listen([name.change, page.load], describe, name, [learned, near, extra], quiet, **rest)
+    page.load(lambda: gr.Dropdown(sources()), None, name)
 
 
 # ---- Train ----
-
-
 def start_training(run: Path, *flags: str) -> None:
     """Start train.py in a session of its own: a terminal's Ctrl-C ends it once, through here."""
     command = [sys.executable, TOP / run.parts[-4] / "train.py", f"--runs-dir={run.parent}", *flags]
-    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    rest = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "start_new_session": True}
     with Path(tempfile.gettempdir(), run.name).open("w") as errors:
-        streams |= {"stderr": errors, "start_new_session": True}
-        TRAININGS[run] = subprocess.Popen(command, **streams)
+        TRAININGS[run] = subprocess.Popen(command, stderr=errors, **rest)
     PAUSED.discard(run)
 
 
@@ -371,8 +375,6 @@ def defaults(model: str) -> tuple:
 
 def start(model: str, data: str, size: int, most: float, unit: str, *settings: float) -> dict:
     """Start a training with the settings of the page; train.py checks them."""
-    if model not in runs.models() or unit not in ("seconds", "steps"):
-        raise InputError(f"{model}, {unit}: no such model or unit.")
     limit = whole("The time to train for", most, 1, 10**8)
     name, quick = f"{datetime.now():%Y-%m-%d_%H-%M-%S_%f}"[:-3], TOP / model / "quick.json"
     flags = [f"--name={name}", f"--data={data}", f"--image-size={size}", "--epochs=1000000"]
@@ -384,17 +386,16 @@ def start(model: str, data: str, size: int, most: float, unit: str, *settings: f
     return choose(run)
 
 
-def pause(name: str) -> tuple:
+def pause(name: str) -> None:
     """Ask a training to save and end."""
     run = find(name)
     if not is_training(run):
         raise InputError(f"{name} is not in training here.")
     TRAININGS[run].terminate()
     PAUSED.add(run)
-    return ()
 
 
-def resume(name: str, most: float, unit: str) -> tuple:
+def resume(name: str, most: float, unit: str) -> None:
     """Resume a training; one that is finished gets so many more seconds or steps."""
     run, limits = find(name), []
     if is_training(run):
@@ -405,7 +406,6 @@ def resume(name: str, most: float, unit: str) -> tuple:
         total = round(done + whole("The time to train for", most, 1, 10**8))
         limits = ["--epochs=1000000", f"--max-{unit}={total}", f"--max-{other}=0"]
     start_training(run, f"--resume={run.name}", *limits)
-    return ()
 
 
 def state_of(run: Path) -> tuple[str, str]:
@@ -450,8 +450,7 @@ def watch(name: str | None, position: float, seen: tuple) -> tuple:
     at = int(position) if seen[:1] == (name,) and position < seen[4] - 1 else last
     label = f"Frame of step {int(frames[at].stem):,}"
     slider = gr.Slider(0, max(1, last), at, step=1, label=label, interactive=last > 0)
-    with Image.open(frames[at]) as file:
-        frame = embed(address_of(file), f"{name}, step {int(frames[at].stem)}.png", label)
+    frame = embed(address_of(Image.open(frames[at])), f"{name}, {label.lower()}.png", label)
     rows = compare.read_runs([find(name)])[0].rows.to_dict("records")
     rows = [{name: x for name, x in row.items() if x == x} for row in rows]  # without gaps
     return known, said, frame, slider, planes.charts(rows), (*now[:5], at)
@@ -501,26 +500,20 @@ def train_tab(page: gr.Blocks) -> None:
             position = gr.Slider(0, 1, 0, step=1, label="Frame", interactive=False)
         with gr.Column(scale=2, min_width=300):
             drawn, said, seen = gr.HTML(), gr.HTML(), gr.State(())
-    listen([model.change, page.load], defaults, model, own, note, api_name="defaults", **QUIET)
-    listen([upload.upload], keep_upload, upload, [data], note, api_name="upload")
-    asked, shown = (
-        [model, data, size, most, unit, *own],
-        [name, state, frame, position, drawn, seen],
-    )
-    listen([begin.click], start, asked, [name], note, api_name="start")
-    listen([halt.click], pause, name, [], note, api_name="pause")
-    listen([again.click], resume, [name, most, unit], [], note, api_name="resume")
+    listen([model.change, page.load], defaults, model, own, note, **QUIET)
+    listen([upload.upload], keep_upload, upload, [data], note)
+    shown = [name, state, frame, position, drawn, seen]
+    listen([begin.click], start, [model, data, size, most, unit, *own], [name], note)
+    listen([halt.click], pause, name, [], note)
+    listen([again.click], resume, [name, most, unit], [], note)
     events, asked = [gr.Timer(1).tick, name.change, position.input], [name, position, seen]
-    listen(events, watch, asked, shown, quiet, api_name="watch", **QUIET)
+    listen(events, watch, asked, shown, quiet, **QUIET)
     name.change(lambda: "", None, said, **QUIET)  # what was said of another run
-    events = [gr.Timer(20).tick, name.change]
-    listen(events, findings, name, [said], quiet, api_name="findings", **QUIET)
-    page.load(choose, None, name, api_name="runs")
+    listen([gr.Timer(20).tick, name.change], findings, name, [said], quiet, **QUIET)
+    page.load(choose, None, name)
 
 
 # ---- In the plane ----
-
-
 def kinds() -> dict[str, tuple]:
     """Return KINDS, without those whose folder is gone, and with the models that were added."""
     known = {kind: rest for kind, rest in KINDS.items() if rest[0] in runs.models()}
@@ -531,9 +524,8 @@ def reset(own: Tensor | None, layers: list, shape: str, kind: str, *sliders: flo
     """Start anew."""
     (speed, *network), live, (folder, rest, *_) = sliders[:4], sliders[4:], kinds()[kind]
     if shape == OWN and own is None:
-        raise InputError("First draw points of your own into the picture, with the mouse.")
-    points = own if shape == OWN else shape
-    plane = planes.make_plane(points, folder, *map(int, network), **rest)
+        raise InputError("First draw points of your own into the picture, or load a CSV file.")
+    plane = planes.make_plane(own if shape == OWN else shape, folder, *map(int, network), **rest)
     return plane, tune(plane, layers, speed, *live), planes.charts(plane.history), ""
 
 
@@ -574,6 +566,20 @@ def trace(shape: str, own: Tensor | None, event: gr.EventData) -> tuple[Tensor, 
     return torch.cat([own, points]) if shape == OWN and own is not None else points, OWN
 
 
+def read_points(file: str) -> tuple[Tensor, str]:
+    """Read points of one's own from a CSV file of two columns, each scaled to the picture."""
+    text = Path(file).read_text("utf-8-sig", "replace")
+    text = text.replace(",", "." if ";" in text else ";")  # in 0,5;1,5 the commas are decimal
+    with suppress(ValueError, IndexError):  # rows of several lengths, or none at all
+        rows = np.genfromtxt(text.splitlines(), delimiter=";", ndmin=2)
+        points = torch.tensor(rows[int(np.isnan(rows[0]).all()) :])  # without a header
+        low, high = points.aminmax(dim=0)
+        if points.shape[1] == 2 and points.isfinite().all():
+            points = (2 * points - low - high) / (high - low).clamp(min=1e-12)
+            return 1.3 * points.float(), OWN
+    raise InputError(f"{Path(file).name} does not hold two columns of numbers.")
+
+
 def plane_tab(page: gr.Blocks) -> None:
     """Lay out the third tab."""
     plane, own, small = gr.State(), gr.State(), {"size": "sm", "min_width": 70}
@@ -591,6 +597,7 @@ def plane_tab(page: gr.Blocks) -> None:
             with gr.Row():
                 shape = gr.Dropdown([*planes.SHAPES, OWN], label="Real points", min_width=150)
                 kind = gr.Dropdown(list(kinds()), label="Model", min_width=150)
+            upload = gr.UploadButton("Your own points from a CSV file", size="sm")
             layers = gr.CheckboxGroup(planes.LAYERS, value=[*planes.LAYERS[:4]], label="Shown")
             with gr.Row(elem_classes="sliders"):
                 keys = ("label", "minimum", "maximum", "value", "step", "info")
@@ -603,28 +610,26 @@ def plane_tab(page: gr.Blocks) -> None:
     halt.click(None, cancels=playing)
     hidden, out, live = hidden | {"cancels": playing}, [plane, *out], sliders[4:]
     asked = [own, layers, shape, kind, *sliders]
-    chosen = [one.input for one in (shape, *sliders[1:4])]
-    events = [anew.click, page.load, own.change, *chosen]
-    listen(events, reset, asked, out, api_name="reset", **hidden)
-    listen([kind.input], switch, asked, [*out, *live], api_name="switch", **hidden)
+    events = [anew.click, page.load, own.change, *(s.input for s in (shape, *sliders[1:4]))]
+    listen(events, reset, asked, out, **hidden)
+    listen([kind.input], switch, asked, [*out, *live], **hidden)
     events, asked = [one.input for one in (layers, sliders[0], *live)], [plane, layers, sliders[0]]
-    listen(events, tune, [*asked, *live], [field], note, api_name="tune", **QUIET)
-    listen([field.input], trace, [shape, own], [own, shape], note, api_name="trace")
+    listen(events, tune, [*asked, *live], [field], note, **QUIET)
+    listen([field.input], trace, [shape, own], [own, shape], note)
+    listen([upload.upload], read_points, upload, [own, shape], note)
 
 
 # ---- Compare ----
-
-
 def compared(names: list[str]) -> tuple:
     """Return the table of runs, a CSV file of it, the last grids and the curves."""
     found = compare.read_runs([find(name) for name in names or [None]])
     file = Path(tempfile.mkdtemp()) / "compare.csv"
     compare.settings_and_numbers(found).to_csv(file, index=False)
     grids = ""
-    for run, frames in ((run, runs.frames_of(run.path)) for run in found):
-        if frames:
-            about = f"{run.label}, step {int(frames[-1].stem):,}"
-            grids += embed(address_of(Image.open(frames[-1])), f"{about}.png", about)
+    for run in found:
+        for frame in runs.frames_of(run.path)[-1:]:
+            about = f"{run.label}, step {int(frame.stem):,}"
+            grids += embed(address_of(Image.open(frame)), f"{about}.png", about)
     file = gr.DownloadButton(value=str(file), interactive=True)
     table = compare.table(found).to_html(border=0)
     return f'<div class="grids">{grids}</div>', table, file, compare.figure(found)
@@ -640,25 +645,21 @@ def compare_tab(tab: gr.Tab) -> None:
         file = gr.DownloadButton("Numbers as CSV", scale=1, min_width=120)
     note, grids = gr.HTML(elem_classes="note"), gr.HTML(elem_classes="drawn")
     table, curves = gr.HTML(elem_classes="drawn table"), gr.Plot(show_label=False)
-    shown = [grids, table, file, curves]
-    tab.select(lambda: gr.Dropdown(run_names()), None, names, api_name="choices")
-    listen([names.change, tab.select], compared, names, shown, note, api_name="compare", **QUIET)
+    tab.select(lambda: gr.Dropdown(run_names()), None, names)
+    listen([names.change, tab.select], compared, names, [grids, table, file, curves], note, **QUIET)
 
 
 # ---- The program ----
-
-
 def serve(host: str, port: int | None, browser: bool) -> gr.Blocks:
     """Serve the page in the background."""
-    words = TOP / "docs" / "play.md"  # of each tab: a paragraph, and the rest to unfold
-    parts = re.split("^## (.+)$", words.read_text("utf-8") if words.is_file() else "", flags=re.M)
+    parts = re.split("^## (.+)$", (TOP / "docs/play.md").read_text("utf-8"), flags=re.M)
     sections = dict(zip(parts[1::2], parts[2::2], strict=True))
     torch.set_num_threads(1)  # for small networks a second thread costs more than it brings
     with gr.Blocks(title="GAN playground", analytics_enabled=False) as page:
         gr.Markdown("# GAN playground")
         tabs = {"Explore": explore_tab, "Train": train_tab, "Plane": plane_tab}
         for name, fill in (tabs | {"Compare": compare_tab}).items():
-            about, _, more = sections.get(name, "").strip().partition("\n\n")
+            about, _, more = sections[name].strip().partition("\n\n")  # more is to unfold
             with gr.Tab(name) as tab:
                 gr.Markdown(about)
                 with gr.Accordion("What is what, and exercises", open=False):
@@ -666,7 +667,6 @@ def serve(host: str, port: int | None, browser: bool) -> gr.Blocks:
                 fill(tab if name == "Compare" else page)
     fonts = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}
     theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", **fonts)
-    theme.set(block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300")
     server = {"server_name": host, "server_port": port, "inbrowser": browser, "quiet": True}
     server |= {"share": False, "ssr_mode": False, "prevent_thread_lock": True, "footer_links": []}
     local = [os.environ.get("no_proxy"), "127.0.0.1,localhost"]  # gradio asks whether it serves

@@ -10,24 +10,23 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from itertools import islice
 from types import SimpleNamespace
-from zipfile import ZipFile
 
 import numpy as np
 import pandas as pd
 import psutil
 import pytest
 import torch
-from conftest import FOLDERS, TOP, load, run_script
+from conftest import FOLDERS, TOP, load, noise_images, run_script, write_images
 from filelock import FileLock
 from gradio_client import Client
 from PIL import Image
+from scipy.spatial import geometric_slerp
 from selenium import webdriver
-from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from torch import nn
 
 import compare
 import generate
@@ -58,16 +57,10 @@ def images_in(text):
 def project(tmp_path_factory):
     """Copy what play.py needs, and a zip of tiny images: nothing here writes to this checkout."""
     top = tmp_path_factory.mktemp("project") / "results"  # a name that means nothing out there
-    others = shutil.ignore_patterns("tensorboard", "data", "__pycache__")
-    for name in (*FOLDERS, "assets/weights", "results", "docs"):
-        shutil.copytree(TOP / name, top / name, ignore=others)
-    for file in (*TOP.glob("*.py"), *TOP.glob("play.*")):
-        shutil.copy(file, top)
-    with ZipFile(top / "tiny.zip", "w") as archive:
-        for i in range(16):
-            pixels = np.random.default_rng(i).integers(256, size=(16, 16, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(file := io.BytesIO(), "PNG")
-            archive.writestr(f"{i}.png", file.getvalue())
+    others = (".*", "tensorboard", "data", "race", "tests", "__pycache__")
+    shutil.copytree(TOP, top, ignore=shutil.ignore_patterns(*others))
+    write_images(top / "tiny", noise_images(16, 16, 16, 3))
+    shutil.make_archive(top / "tiny", "zip", top / "tiny")
     return top
 
 
@@ -79,50 +72,33 @@ def here(project, monkeypatch):
     yield project
     play.end_trainings()
     play.TRAININGS.clear()
+    shutil.rmtree(project / "MyGAN", ignore_errors=True)
 
 
-def write_run(top, model, name, started, frames=(), rows=()):
-    """Write what the page reads of a run: a copy of a record under another name and date."""
+def write_run(top, model, name, started="2026-01-01T00:00:00", frames=(), rows=0, **rest):
+    """Copy a record under another name and date; its step i ends after 0.5 + 1.25 i seconds."""
     run = top / model / "tensorboard/runs" / name
     shutil.copytree(top / f"results/{model}/celeba", run)
-    facts = json.loads((run / "run.json").read_text()) | {"started": started, "finished": started}
+    facts = json.loads((run / "run.json").read_text()) | {"started": started} | rest
     (run / "run.json").write_text(json.dumps(facts))
     shutil.copy(top / f"assets/weights/{model}.safetensors", run / "generator.safetensors")
-    if frames:
-        shutil.rmtree(run / "frames")
-        (run / "frames").mkdir()
-        for step, shade in frames:
-            Image.new("RGB", (6, 6), (shade, 0, 0)).save(run / f"frames/{step:06d}.png")
-    if rows:
-        (run / "metrics.csv").write_text("\n".join([*rows, ""]))
+    shutil.rmtree(run / "frames")
+    (run / "frames").mkdir()
+    for step, shade in frames:
+        Image.new("RGB", (6, 6), (shade, 0, 0)).save(run / f"frames/{step:06d}.png")
+    lines = [f"{i},0,{64 * i},{0.5 + 1.25 * i},0.7,{i - 1}\n" for i in range(1, rows + 1)]
+    (run / "metrics.csv").write_text("".join(["step,epoch,images,seconds,loss_d,loss_g\n", *lines]))
     return run
-
-
-# ---- Explore ----
-
-
-def slerp(one, other, share):
-    """Go a share of the great circle from one z to another; lengths change linearly."""
-    angle = np.arccos(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
-    ends = np.sin((1 - share) * angle) * one / np.linalg.norm(one)
-    ends = ends + np.sin(share * angle) * other / np.linalg.norm(other)
-    length = (1 - share) * np.linalg.norm(one) + share * np.linalg.norm(other)
-    return length * ends / np.sin(angle)
 
 
 def test_the_image_is_that_of_a_great_circle_and_of_moves_along_the_directions(here):
     generator, about = runs.load_generator(here / "assets/weights/simpleGAN.safetensors")
     zs = torch.stack(list(islice(generate.noise(3, about["z_dim"]), 16)))
     images = next(generate.draw(generator, zs, 16))
-    sheet = play.sheet(INCLUDED, 3, 1, 5, 7)
+    sheet = play.sheet(INCLUDED, 3, 1, None, 5, 7)
     np.testing.assert_array_equal(images_in(sheet), images)
-    assert re.findall(r"<span>(.*?)</span>", sheet)[3:8] == [
-        "4 ",
-        "5 first",
-        "6 ",
-        "7 second",
-        "8 ",
-    ]
+    marks = re.findall(r'number="(\d+)" class="(\w+)".*?<span>(.*?)<', sheet)
+    assert marks == [("5", "first", "5 first"), ("7", "second", "7 second")]
     weight = next(generator.parameters()).detach().double().numpy()
     _, vectors = np.linalg.eigh(weight.T @ weight)
     directions = play.load(INCLUDED)[2].double().numpy()
@@ -131,9 +107,11 @@ def test_the_image_is_that_of_a_great_circle_and_of_moves_along_the_directions(h
     moves = np.array([1.3, -2.1, 0.7, -0.4, 1.9, -2.7])
     for truncation, blend in ((1, 0), (0.83, 0.37), (0.9, 1)):
         one, other = truncation * zs[[4, 6]].double().numpy()
-        z = slerp(one, other, blend) + moves @ directions
+        lengths = np.linalg.norm([one, other], axis=1)
+        z = geometric_slerp(one / lengths[0], other / lengths[1], blend)  # lengths change linearly
+        z = z * np.interp(blend, (0, 1), lengths) + moves @ directions
         expected = next(generate.draw(generator, [torch.tensor(z).float()], 1))[0]
-        drawn = play.draw(INCLUDED, 3, truncation, 5, 7, blend, *moves)
+        drawn = play.draw(INCLUDED, 3, truncation, None, 5, 7, blend, *moves)
         assert np.abs(images_in(drawn)[0].astype(int) - expected).max() <= 2
     assert 'download="simpleGAN (included), seed 3, image 5.png"' in drawn
 
@@ -144,39 +122,41 @@ def test_a_click_chooses_and_a_walk_goes_from_one_image_to_the_other_and_back(he
     written = []
     write = lambda file, frames, *_: (written.extend(frames), file.write_bytes(b"film"))  # noqa: E731
     monkeypatch.setattr(play, "write_animation", write)
-    shown = play.walk(INCLUDED, 2, 1, 14, 3)
-    images = images_in(play.sheet(INCLUDED, 2, 1, 1, 2))
+    shown = play.walk(INCLUDED, 2, 1, None, 14, 3)
+    images = images_in(play.sheet(INCLUDED, 2, 1, None, 1, 2))
     frames = [np.asarray(frame.resize((32, 32), 0)).astype(int) for frame in written]
     nearest = [np.abs(images - frame).mean((1, 2, 3)).argmin() + 1 for frame in frames]
     assert nearest[0] == 14 and nearest[len(frames) // 2] == 3 and nearest[-1] == 14
     assert base64.b64encode(b"film").decode() in shown and "From image 14 to image 3" in shown
     with pytest.raises(play.InputError, match="two different"):
-        play.walk(INCLUDED, 2, 1, 4, 4)
+        play.walk(INCLUDED, 2, 1, None, 4, 4)
 
 
-OUT = [{0: "/etc/passwd"}, {0: "../secret"}, {0: None}, {1: 2**32}, {1: 1.5}, {1: None}, {3: 0}]
-
-
-@pytest.mark.parametrize("change", [*OUT, {3: 17}, {4: 99}, {4: 2.5}], ids=str)
-def test_what_is_not_listed_or_out_of_range_is_refused_in_a_sentence(here, change):
-    choice = [INCLUDED, 0, 1, 1, 2, 0.5]
-    for place, value in change.items():
+def test_what_is_not_listed_or_out_of_range_is_refused_in_a_sentence(here):
+    out = {0: ("/etc/passwd", "../secret", None), 1: (2**32, 1.5, None), 4: (0, 17), 5: (99, 2.5)}
+    for place, value in [(p, value) for p in out for value in out[p]]:
+        choice = [INCLUDED, 0, 1, None, 1, 2, 0.5]
         choice[place] = value
-    expected = r"no such run|Choose a run|must be a whole number from [01] to [\d,]+\."
-    with pytest.raises(play.InputError, match=expected):
-        play.draw(*choice)
+        expected = r"no such run|Choose a run|must be a whole number from [01] to [\d,]+\."
+        with pytest.raises(play.InputError, match=expected):
+            play.draw(*choice)
 
 
-def test_what_a_generator_has_learned_is_said(here):
-    said, near, extra = play.describe("WGAN-celeba (included)")
-    assert "photographs of celebrities" in said and "not on this machine" in said
-    assert (near.interactive, extra) == (False, "") and "drawn faces" in play.describe(INCLUDED)[0]
-    (here / "assets/weights/WGAN.safetensors").rename(here / "aside")
-    assert "WGAN (included)" not in play.sources()
-    (here / "aside").rename(here / "assets/weights/WGAN.safetensors")
-
-
-# ---- Train ----
+def test_a_photograph_becomes_the_first_image(here, monkeypatch):
+    tiny = nn.Sequential(nn.Linear(4, 768), nn.Tanh(), nn.Unflatten(1, (3, 16, 16)))
+    about = {"model": "WGAN", "image_size": 16, "channels": 3, "z_dim": 4}
+    monkeypatch.setattr(play, "load", lambda name: (tiny, about, torch.eye(4)))
+    z0 = torch.tensor([0.7, -1.6, 0.2, 1.1])
+    (photo,) = next(generate.draw(tiny, [z0], 1))
+    *_, (own, truncation, first, *rest, _) = found = list(play.photograph("tiny", photo))
+    start, *_, end = [float(re.search(r"distance (\S+) of", one[-1])[1]) for one in found]
+    assert len(found) > 9 and end < start / 30 and own[0] == "tiny"
+    torch.testing.assert_close(own[1], z0, atol=0.003, rtol=0)
+    (drawn,) = images_in(play.draw("tiny", 9, truncation, own, first, 5, *rest))
+    assert np.abs(drawn.astype(int) - photo).max() <= 2
+    choices = (("tiny", own), ("tiny", None), ("x", own))
+    mine, plain, other = (play.latents(name, 9, 1, z) for name, z in choices)
+    assert torch.equal(mine, torch.cat([own[1][None], plain[1:]])) and torch.equal(other, plain)
 
 
 @pytest.mark.parametrize("model", FOLDERS)
@@ -190,8 +170,8 @@ def test_settings_of_the_page_reach_train_py(here, model, monkeypatch):
     assert run == here / model / "tensorboard/runs" / config.name
     own = {name for name in TINY if hasattr(config, name)}
     assert {"lr", "batch_size", "g_width", "d_width", "seed"} <= own
-    assert {name: getattr(config, name) for name in own} == {name: TINY[name] for name in own}
-    given = {"max_steps": 37, "image_size": 64, "max_seconds": 0}
+    given = {name: TINY[name] for name in own}
+    given |= {"max_steps": 37, "image_size": 64, "max_seconds": 0}
     assert {name: getattr(config, name) for name in given} == given
     assert str(config.data).endswith("some/images") and config.epochs >= 10**6
     quick = json.loads((TOP / model / "quick.json").read_text())
@@ -205,65 +185,41 @@ def test_settings_of_the_page_reach_train_py(here, model, monkeypatch):
             play.start(model, "faces", 32, most, "seconds", *TINY.values())
 
 
-def numbers(count, *, start=1):
-    """Write metrics.csv."""
-    rows = [
-        f"{start + i},0,{64 * (start + i)},{0.5 + 1.25 * (start + i)},0.7,{i}" for i in range(count)
-    ]
-    return ["step,epoch,images,seconds,loss_d,loss_g", *rows]
-
-
-MORE = {"steps": ("--max-steps=60", "--max-seconds=0")}
-MORE |= {"seconds": ("--max-seconds=83", "--max-steps=0")}
-
-
-@pytest.mark.parametrize(("unit", "limits"), MORE.items())
-def test_a_finished_run_gets_so_many_more(here, monkeypatch, unit, limits):
-    run = write_run(here, "WGAN", f"more {unit}", "2026-01-01T00:00:00", rows=numbers(43))
+def test_a_finished_run_gets_so_many_more(here, monkeypatch):
     asked = []
-    monkeypatch.setattr(play, "start_training", lambda run, *flags: asked.append((run, flags)))
-    play.resume(f"WGAN/more {unit}", {"steps": 17, "seconds": 29}[unit], unit)  # after 43, 54.25 s
-    expected = {*limits, f"--resume=more {unit}", "--epochs=1000000"}
-    assert asked[0][0] == run and {*asked[0][1]} == expected
-    facts = json.loads((run / "run.json").read_text())
-    del facts["finished"]
-    (run / "run.json").write_text(json.dumps(facts))
-    play.resume(f"WGAN/more {unit}", 17, unit)
-    assert asked[1][1] == (f"--resume=more {unit}",)  # a paused one has its limits
+    monkeypatch.setattr(play, "start_training", lambda run, *flags: asked.append((run, *flags)))
+    paused = write_run(here, "WGAN", "paused", rows=43, finished=None)
+    more = (write_run(here, "WGAN", "more", rows=43), "--resume=more", "--epochs=1000000")
+    asks = (("more", 17, "steps"), ("more", 29, "seconds"), ("paused", 9, "steps"))
+    for name, most, unit in asks:
+        play.resume(f"WGAN/{name}", most, unit)
+    steps, seconds = ("--max-steps=60", "--max-seconds=0"), ("--max-seconds=83", "--max-steps=0")
+    assert asked == [(*more, *steps), (*more, *seconds), (paused, "--resume=paused")]
 
 
 def test_runs_are_listed_by_their_start_the_newest_first(here):
-    starts = {"b": "2026-11-29T09:00:00+05:00", "c": "2026-11-29T05:00:00+00:00"}
-    starts |= {"a": "2026-11-29T04:30:00+00:00"}
-    for name, start in starts.items():
-        write_run(here, "DCGAN", f"at {name}", start)
+    for name, start in (("b", "09:00:00+05:00"), ("c", "05:00:00+00:00"), ("a", "04:30:00+00:00")):
+        write_run(here, "DCGAN", f"at {name}", f"2026-11-29T{start}")
     names = play.run_names()
-    own = [name for name in names if "/at " in name]
-    assert own == ["DCGAN/at c", "DCGAN/at a", "DCGAN/at b"]
-    first = next(i for i, name in enumerate(names) if name.startswith("results/"))
-    assert first > names.index("DCGAN/at b") and all(
-        n.startswith("results/") for n in names[first:]
-    )
-    assert "DCGAN/at b" in play.sources()
+    assert [name[-1] for name in names if "/at " in name] == ["c", "a", "b"]
+    recorded = [name.startswith("results/") for name in names]
+    assert recorded == sorted(recorded) and recorded[-1] and "DCGAN/at b" in play.sources()
     (here / "DCGAN/tensorboard/runs/at b/run.json").write_text("{")
     assert "DCGAN/at b" not in play.run_names()
 
 
 def test_frames_and_curves_are_those_of_the_run_and_of_the_slider(here):
     frames = [(0, 10), (20, 60), (1000, 90), (30, 120)]
-    write_run(here, "WGAN-GP", "watched", "2026-01-02T00:00:00", frames, numbers(5))
-    write_run(here, "WGAN-GP", "other", "2026-01-01T00:00:00", frames[:2], numbers(900))
-    write_run(here, "WGAN-GP", "empty", "2026-01-01T00:00:00", rows=numbers(0))
-    shutil.rmtree(here / "WGAN-GP/tensorboard/runs/empty/frames")
-    known, state, frame, slider, drawn, seen = play.watch("WGAN-GP/watched", 0, ())
-    assert "WGAN-GP/other" in [name for name, _ in known.choices] and 'role="status"' in state
-    assert images_in(frame)[0][0, 0, 0] == 90 and slider.label == "Frame of step 1,000"
-    assert slider.value == 3 and slider.maximum == 3 and ">4<" in drawn.replace("<b>4</b>", ">4<")
-    assert play.watch("WGAN-GP/watched", 3, seen)[0]["__type__"] == "update"  # nothing is new
-    _, _, frame, slider, _, seen = play.watch("WGAN-GP/watched", 2, seen)
-    assert images_in(frame)[0][0, 0, 0] == 120 and slider.value == 2
-    _, _, frame, slider, drawn, seen = play.watch("WGAN-GP/other", 2, seen)
-    assert images_in(frame)[0][0, 0, 0] == 60 and slider.value == 1 and "899" in drawn
+    for name, count, rows in (("watched", 4, 5), ("other", 2, 900), ("empty", 0, 0)):
+        write_run(here, "WGAN-GP", name, frames=frames[:count], rows=rows)
+    seen, expected = (), {("watched", 0): (3, 90), ("watched", 2): (2, 120), ("other", 2): (1, 60)}
+    for (run, asked), (place, shade) in expected.items():
+        _, state, frame, slider, drawn, seen = play.watch(f"WGAN-GP/{run}", asked, seen)
+        assert images_in(frame)[0][0, 0, 0] == shade and slider.value == place
+        assert f"<b>{4 if run == 'watched' else 899}</b>" in drawn and 'role="status"' in state
+    assert play.watch("WGAN-GP/other", 1, seen)[0]["__type__"] == "update"  # nothing is new
+    Image.new("RGB", (6, 6)).save(here / "WGAN-GP/tensorboard/runs/other/frames/000040.png")
+    assert play.watch("WGAN-GP/other", 1, seen)[3].value == 2  # at its end, it follows
     _, _, frame, slider, drawn, seen = play.watch("WGAN-GP/empty", 1, seen)
     assert (frame, drawn, slider.maximum, slider.interactive) == ("", "", 1, False)
 
@@ -288,10 +244,11 @@ def test_a_training_ends_goes_on_pauses_and_is_explored(here):
     assert runs.read_json(run / "parameters.json")["max_steps"] == 100040
     with FileLock(run / ".lock"):
         assert play.state_of(run)[0] == "In training by another program"
-    assert play.state_of(run)[0] == "Paused"
-
+    said, near, extra = play.describe("WGAN-celeba (included)")
+    assert "photographs of celebrities" in said and "not on this machine" in said
+    assert (near.interactive, extra) == (False, "") and "drawn faces" in play.describe(INCLUDED)[0]
     assert name in play.sources() and play.describe(name)[1].interactive
-    choice = (name, 4, 1, 3, 5, 0.3, 0.5)
+    choice = (name, 4, 1, None, 3, 5, 0.3, 0.5)
     pair = play.neighbor(*choice)
     trained, _ = runs.load_images(run, more_faces=0)
     (image,) = images_in(play.draw(*choice))
@@ -301,9 +258,8 @@ def test_a_training_ends_goes_on_pauses_and_is_explored(here):
 
 def test_a_start_that_fails_says_why_and_is_no_run(here):
     name = play.start("DCGAN", "no-such", 16, 5, "seconds", *TINY.values()).value
-    run = play.find(name)
     assert name in play.run_names()  # while it starts
-    until(lambda: not play.is_training(run))
+    until(lambda: not play.is_training(play.find(name)))
     state = play.watch(name, 0, ())[1]
     assert state.startswith('<p role="alert"><b>Stopped</b> --data') and "no such" in state
     assert name not in play.run_names() and name not in play.sources()
@@ -312,18 +268,11 @@ def test_a_start_that_fails_says_why_and_is_no_run(here):
 
 
 def test_the_report_speaks_in_words_of_the_page(here, monkeypatch):
-    write_run(here, "DCGAN", "judged", "2026-01-01T00:00:00")
-    Finding = play.doctor.Finding
-    advice = [
-        "--d-width 32 (was 64)",
-        "--r1 1.0 (was 0.0)",
-        "--max-seconds 0 (was 9)",
-        "Add images",
-    ]
-    found = [Finding("too short", "It <ended>.", ["steps = 3"], advice, "A, b")]
+    write_run(here, "DCGAN", "judged")
+    advice = ["--d-width 32 (was 64)", "--r1 1.0 (was 0)", "--max-seconds 0 (was 9)", "Add images"]
+    found = [play.doctor.Finding("too short", "It <ended>.", ["steps = 3"], advice, "A, b")]
     monkeypatch.setattr(play.doctor, "examine", lambda run: (found, {"few images": "step 3 of 9"}))
-    said = play.findings("DCGAN/judged")
-    words = re.sub("<[^>]*>", "\n", said)
+    words = re.sub("<[^>]*>", "\n", play.findings("DCGAN/judged"))
     assert "Try: d_width 32 (was 64)." in words and "Try: Add images." in words
     assert "Press Resume" in words and "few images (step 3 of 9)" in words and "&lt;ended" in words
     assert not re.search("--|r1|max.seconds|python", words)
@@ -333,18 +282,12 @@ def test_the_report_speaks_in_words_of_the_page(here, monkeypatch):
 
 def test_a_model_that_was_added_is_offered_with_its_own_settings(here):
     shutil.copytree(here / "DCGAN", here / "MyGAN", ignore=shutil.ignore_patterns("tensorboard"))
-    try:
-        fields = dict(zip(play.SETTINGS, play.defaults("MyGAN"), strict=True))
-        assert fields["lr"].visible and not fields["n_critic"].visible
-        values = [s.value for s in play.switch(None, [], "ring", "MyGAN", 2, 8, 2, 0)[4:]]
-        plane = play.reset(None, [], "ring", "MyGAN", 2, 8, 2, 0, *values)[0]
-        assert "step 1<" in next(play.train_plane(plane, "step"))[0]
-        assert "MyGAN (included)" not in play.sources()
-    finally:
-        shutil.rmtree(here / "MyGAN")
-
-
-# ---- Plane and Compare ----
+    fields = dict(zip(play.SETTINGS, play.defaults("MyGAN"), strict=True))
+    assert fields["lr"].visible and not fields["n_critic"].visible
+    values = [s.value for s in play.switch(None, [], "ring", "MyGAN", 2, 8, 2, 0)[4:]]
+    plane = play.reset(None, [], "ring", "MyGAN", 2, 8, 2, 0, *values)[0]
+    assert "step 1<" in next(play.train_plane(plane, "step"))[0]
+    assert "MyGAN (included)" not in play.sources()
 
 
 @pytest.mark.parametrize("kind", play.KINDS)
@@ -356,10 +299,9 @@ def test_sliders_of_the_plane_set_what_they_say(kind):
     other = play.reset(None, ["arrows"], "ring", kind, 3, 20, 2, 40, *live)[0]
     assert not torch.equal(plane.real, other.real)
     rates = [o.param_groups[0]["lr"] for o in plane.optimizers]
-    assert rates == pytest.approx([10**-2.3, 10**-3.1]) and plane.config.n_critic == 7
-    assert getattr(plane.config, "clip_value", 0.37) == 0.37
-    assert getattr(plane.config, "lambda_gp", 4.3) == 4.3
-    assert getattr(plane.config, "minimax", False) == ("minimax" in kind)
+    assert rates == pytest.approx([10**-2.3, 10**-3.1])
+    given = {"n_critic": 7, "clip_value": 0.37, "lambda_gp": 4.3, "minimax": "minimax" in kind}
+    assert {k: getattr(plane.config, k, given[k]) for k in given} == given
     for _, shown in zip(range(2), play.train_plane(plane, "play"), strict=False):
         assert f"step {plane.step}<" in shown[0]
     assert plane.step == 6  # as many updates for a picture as Speed says
@@ -385,6 +327,15 @@ def test_points_of_your_own_are_drawn_from(tmp_path):
     assert apart.values.max() < 0.15 and set(apart.indices.tolist()) == {0, 1}
     with pytest.raises(play.InputError, match="still opening"):
         next(play.train_plane(None, "play"))
+    file = tmp_path / "points.csv"
+    for text in ("1,10\n3,20\n1.5,10\n", "\ufeffx;y\r\n1,0;10\r\n3;20\r\n1,5;10\r\n"):
+        file.write_text(text)
+        own, shape = play.read_points(str(file))
+        torch.testing.assert_close(own, torch.tensor([[-1.3, -1.3], [1.3, 1.3], [-0.65, -1.3]]))
+    for text in ("", "x,y\n", "1,2,3\n4,5,6", "1\n2", "1,2\n3\n", "1,2\nx,4", "1,2\n3,inf", "\0"):
+        file.write_text(text)
+        with pytest.raises(play.InputError, match=r"points.csv does not hold two columns"):
+            play.read_points(str(file))
 
 
 def test_comparison_is_that_of_compare(here):
@@ -399,20 +350,15 @@ def test_comparison_is_that_of_compare(here):
         play.compared([])
 
 
-# ---- The page ----
-
-
 @pytest.fixture(scope="module")
 def served(project, tmp_path_factory):
     """Run play.py as a user would; at its end, nothing that it started may be left."""
     scratch = tmp_path_factory.mktemp("scratch")
-    proxy = dict.fromkeys(("http_proxy", "HTTP_PROXY"), "http://127.0.0.1:9")
-    environment = os.environ | proxy | {"TMPDIR": str(scratch)}
-    command = [sys.executable, "play.py", "--no-browser"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    program = subprocess.Popen(command, cwd=project, env=environment, **pipes)
-    line = program.stdout.readline()
-    yield SimpleNamespace(url=re.search(r"http://127\.0\.0\.1:\d+/", line)[0], program=program)
+    environment = os.environ | dict.fromkeys(("http_proxy", "HTTP_PROXY"), "http://127.0.0.1:9")
+    rest = {"cwd": project, "env": environment | {"TMPDIR": str(scratch)}, "text": True}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    program = subprocess.Popen([sys.executable, "play.py", "--no-browser"], **pipes, **rest)
+    yield re.search(r"http://127\.0\.0\.1:\d+/", program.stdout.readline())[0]
     children = psutil.Process(program.pid).children(recursive=True)
     program.send_signal(signal.SIGTERM)
     out, errors = program.communicate(timeout=60)
@@ -422,23 +368,25 @@ def served(project, tmp_path_factory):
 
 
 def test_pages_have_planes_of_their_own_and_files_stay_private(served, project):
-    one, other = (Client(served.url, verbose=False) for _ in range(2))
-    start = (["real points"], "ring", "WGAN", 2, 8, 2, 0, -3, -3, 1, 0.1, 1)
+    one, other = (Client(served, verbose=False) for _ in range(2))
+    every = one.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    labels = {name: ", ".join(p["label"] for p in every[name]["parameters"]) for name in every}
+    live = "Learning rate, log10, Critic's, log10, n_critic, Clamp, lambda"
+    assert labels["/reset"] == f"Shown, Real points, Model, Speed, Width, Layers, Seed, {live}"
+    assert labels["/tune"] == f"Shown, Speed, {live}"  # the tests above say what each place does
+    assert labels["/start"] == f"Model, Images, Pixels, Train for, Unit, {', '.join(TINY)}"
+    ends = "First image, Second image, From the first image to the second, Direction 1, Direction 2"
+    assert labels["/draw"].startswith(f"Generator, Seed, Truncation, {ends}, Direction 3")
     for client in (one, other):
-        client.predict(*start, api_name="/reset")
-    assert "step 1<" in one.predict(api_name="/step")[0]
-    assert "step 2<" in one.predict(api_name="/step")[0]
-    assert "step 1<" in other.predict(api_name="/step")[0]
-    choice = [INCLUDED, 0, 1, 99, 2, 0, *[0] * 6]
-    drawn, said = one.predict(*choice, api_name="/draw")
-    assert drawn == "" and re.search(
-        r'role="alert">The number of an image must be .* 1 to 16', said
-    )
-    choice[3] = 9
-    assert one.predict(*choice, api_name="/draw")[1] == ""
+        client.predict([], "ring", "WGAN", 2, 8, 2, 0, -3, -3, 1, 0.1, 1, api_name="/reset")
+    texts = [client.predict(api_name="/step")[0] for client in (one, one, other)]
+    assert [re.search(r"step (\d+)<", text)[1] for text in texts] == ["1", "2", "1"]
+    drawn, said = one.predict(INCLUDED, 0, 1, 99, 2, 0, *[0] * 6, api_name="/draw")
+    assert drawn == "" and 'role="alert">The number of an image must be' in said
+    assert one.predict(INCLUDED, 0, 1, 9, 2, 0, *[0] * 6, api_name="/draw")[1] == ""
     for file in (project / "play.py", project / "tiny.zip", "/etc/passwd"):
-        with pytest.raises(urllib.error.HTTPError, match="403"):
-            urllib.request.urlopen(f"{served.url}gradio_api/file={file}")
+        with pytest.raises(OSError, match="403"):
+            urllib.request.urlopen(f"{served}gradio_api/file={file}")
 
 
 @pytest.fixture
@@ -446,11 +394,10 @@ def browser():
     """Open a browser that reaches this machine alone."""
     if not (shutil.which("chromium") and shutil.which("chromedriver")):
         pytest.skip("needs chromium and chromedriver")
-    options = webdriver.ChromeOptions()
-    options.add_argument("--headless=new")
-    options.add_argument("--no-sandbox")
-    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
-    options.add_argument("--window-size=1400,1400")
+    options, alone = webdriver.ChromeOptions(), "MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+    for flag in ("headless=new", "no-sandbox", "window-size=1400,1400"):
+        options.add_argument(f"--{flag}")
+    options.add_argument(f"--host-resolver-rules={alone}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     service = webdriver.ChromeService(shutil.which("chromedriver"))
     with webdriver.Chrome(options=options, service=service) as driver:
@@ -458,106 +405,75 @@ def browser():
         yield driver
 
 
-LABELED = """
-const e = document.activeElement;
-return [e.innerText, e.getAttribute("aria-label"), ...[...(e.labels ?? [])].map(l => l.innerText),
-        e.closest(".block")?.innerText, e.type].join(" ");
-"""
-
-
-def test_in_a_browser_each_tab_works_and_nothing_foreign_is_asked_for(served, browser, project):
+def test_in_a_browser_each_tab_works_by_keyboard_alone(served, browser, project):
     def errors():
-        """Return what the console holds and empty it."""
         said = [line["message"] for line in browser.get_log("browser")]
         # Gradio logs a request that it drops because a newer one has replaced it.
         return [line for line in said if "AbortError" not in line]
 
     def shown(css, get="innerText"):
-        script = "return [...document.querySelectorAll(arguments[0])].filter(e => e.offsetParent)"
-        return browser.execute_script(f"{script}.map((e, i) => e.{get})", css)
-
-    def click(css, text):
-        place = until(lambda: [i for i, one in enumerate(shown(css)) if text in one])[0]
-        shown(css, "dataset.place = i")  # a mark to find it by
-        browser.execute_script(
-            "document.querySelector(arguments[0]).click()", f"{css}[data-place='{place}']"
-        )
-
-    def press(*keys):
-        webdriver.ActionChains(browser).send_keys(*keys).perform()
-
-    def reach(pattern):
-        """Press Tab until what has the focus is named so."""
-        for _ in range(120):
-            press(Keys.TAB)
-            if re.search(pattern, browser.execute_script(LABELED), re.S):
-                return
-        raise AssertionError(f"{pattern} is out of reach of the keyboard")
-
-    def write(css, place, text):
-        until(lambda: len(shown(css)) > place)
-        found = [e for e in browser.find_elements(By.CSS_SELECTOR, css) if e.is_displayed()]
-        found[place].send_keys(Keys.CONTROL, "a")
-        found[place].send_keys(str(text), Keys.TAB)
+        every = "return [...document.querySelectorAll(arguments[0])].filter(e => e.offsetParent)"
+        return browser.execute_script(f"{every}.map(e => e.{get})", css)
 
     def said(css, pattern):
         return until(lambda: re.search(pattern, " ".join(shown(css))))
 
-    browser.get(served.url)
+    def use(pattern, *keys):
+        """Press Tab until what has the focus is named so, then other keys."""
+        for _ in range(150):
+            webdriver.ActionChains(browser).send_keys(Keys.TAB).perform()
+            reached = browser.switch_to.active_element
+            if re.search(pattern, reached.accessible_name):
+                return reached.send_keys(*keys)
+        raise AssertionError(f"{pattern} is out of reach of the keyboard")
+
+    browser.get(served)
     until(lambda: shown(".large img") and len(shown(".sheet img")) == 16)
     assert all(shown("img", "alt"))
-    before = shown(".large img", "src")[0]
-    reach("^7")  # an image of the sheet, by keyboard alone
-    press(Keys.ENTER)
-    until(lambda: "7 first" in shown(".sheet button") and shown(".large img", "src")[0] != before)
+    before = shown(".large img", "src")
+    use("^Image 7", Keys.ENTER)  # an image of the sheet
+    until(lambda: "7 first" in shown(".sheet button") and shown(".large img", "src") != before)
     assert "1 second" in shown(".sheet button")
-    before = shown(".large img", "src")[0]
-    reach("From the first.*range")
-    press(*[Keys.ARROW_RIGHT] * 3)
-    until(lambda: shown(".large img", "src")[0] != before)
-    write("input[type=number]", 1, 99)
-    said(".note", "must be a whole number from 1 to 16")
-    assert shown(".large img") == []
-
-    click("button[role=tab]", "Plane")
+    before = shown(".large img", "src")
+    use("^range.*From the first", Keys.ARROW_RIGHT)
+    until(lambda: shown(".large img", "src") != before)
+    use("^Plane", Keys.ENTER)
     said(".plane", "step 0")
-    click("button", "Play")
+    use("^Play", Keys.ENTER)
     said(".plane", r"step [1-9]\d")
-    click("button", "Pause")
+    use("^range.*lambda", Keys.HOME)
+    use("^manifold", Keys.SPACE)
+    said(".plane", "a grid of z")
+    use("^Pause", Keys.ENTER)
     time.sleep(2)
     text = shown(".plane")
     time.sleep(1)
     assert shown(".plane") == text
-    click("label", "manifold")
-    said(".plane", "a grid of z")
-
-    click("button[role=tab]", "Train")
-    write("input[type=text], textarea", 0, project / "tiny.zip")
-    click("button", "Settings")
-    write("input[type=number]", 2, 8)  # batch_size
-    click("button", "Start")
+    use("^Train", Keys.ENTER)
+    use("^Images", Keys.CONTROL, "a", Keys.NULL, str(project / "tiny.zip"))
+    use("^Settings", Keys.ENTER)
+    use("^batch_size", "8")
+    use("^Start", Keys.ENTER)
     said("[role=status]", "In training")
     assert errors() == []
     browser.refresh()  # a new page finds it
     errors()  # the old page complains if the refresh cut off a request
-    click("button[role=tab]", "Train")
-    said("[role=status]", "In training")
-    click("button", "Pause")
-    said("[role=status]", "Paused")
-    click("button", "Resume")
-    said("[role=status]", "In training")  # until the program ends, see `served`
-
-    click("button[role=tab]", "Compare")
+    for tab, words in (("Train", "In training"), ("Pause", "Paused"), ("Resume", "In training")):
+        use(f"^{tab}", Keys.ENTER)
+        said("[role=status]", words)  # until the program ends, see `served`
+    use("^Compare", Keys.ENTER)
     said(".table th", "swd")
+    use("^Runs", "WGAN-GP/fashion", Keys.ENTER)
+    said(".table", "fashion")
     until(lambda: shown(".js-plotly-plot"))
     logs = [json.loads(line["message"])["message"] for line in browser.get_log("performance")]
     asked = [one["params"]["request"]["url"] for one in logs if one["method"] == SENT]
-    assert [url for url in asked if not url.startswith((served.url, "data:", "blob:"))] == []
+    assert [url for url in asked if not url.startswith((served, "data:", "blob:"))] == []
     assert errors() == []
 
 
 def test_help_is_quick_and_a_busy_port_is_said(served):
-    port = re.search(r":(\d+)/", served.url)[1]
+    port = re.search(r":(\d+)/", served)[1]
     done = run_script(TOP / "play.py", "--no-browser", "--port", port)
     assert done.returncode == 2 and f"--port {port} is in use" in done.stderr
     before = os.times().children_user

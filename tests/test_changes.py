@@ -79,6 +79,17 @@ def train(script: Path, code: int = 0, **settings):
     return done.stderr if code else run
 
 
+def test_the_lines_of_the_readme_are_the_hinge_loss(top):
+    old, new = (
+        re.findall(rf"^\{sign}(.*)", (top / "README.md").read_text(), re.M) for sign in "-+"
+    )
+    shutil.copytree(top / "DCGAN", top / "ReadmeGAN")
+    change(top / "ReadmeGAN/train.py", {"\n".join(old[-3:-1]): new[-2], old[-1]: new[-1]})
+    row = rows_of(train(top / "ReadmeGAN/train.py", max_steps=1, log_every=1, name="run"))[0]
+    logits = -float(row["loss_g"])  # small at first, where the cross-entropies are 1.39 and 0.69
+    assert abs(logits) < 0.3 and float(row["loss_d"]) == pytest.approx(2, abs=0.6)
+
+
 def test_another_generator_in_another_folder_is_rebuilt_by_every_script(top):
     run = train(top / "HingedGAN" / "train.py", max_steps=4, name="run")
     train(top / "HingedGAN" / "train.py", max_steps=6, resume="run")

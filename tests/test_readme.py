@@ -89,6 +89,12 @@ def test_links_and_images_are_there():
         assert all(file.exists() for file in files), (path, targets)
 
 
+def test_lines_that_the_experiments_change_are_there_once():
+    found = re.findall(r"In `(\S+)`.*?```diff\n-(.*?)\n", PAGES[TOP / "docs/experiments.md"], re.S)
+    assert len(found) == 2
+    assert all((TOP / file).read_text().count(f"{line}\n") == 1 for file, line in found)
+
+
 def test_both_readmes_have_the_same_commands_images_and_numbers():
     forms = []
     for text in (README, BRAZILIAN):

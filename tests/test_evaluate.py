@@ -78,7 +78,6 @@ def test_images_are_chosen_from_the_whole_set_by_the_seed():
     for first, again, other in zip(*chosen, strict=True):
         assert set(first) == set(again) != set(other) and len(set(first)) == 300
         assert len({number // 100 for number in first}) == 10  # some of each hundred
-    # As many as there are on both sides, if they are enough, and not as many as were asked for.
     for trained, others, num, count, halved in (
         *((997, 137, 300, 137, False), (131, 2003, 300, 131, False)),
         *((997, 99, 300, 300, True), (457, 99, 300, 228, True)),
@@ -166,14 +165,6 @@ def test_weights_without_a_run_are_compared_with_images_that_are_named(
         call(weights)
     assert "my.safetensors belongs to no run" in (error := capsys.readouterr().err)
     assert "--data faces" in error and error.count("\n") == 1
-
-
-@pytest.mark.parametrize("flag", ["--device=abacus", "--seed=-1"])
-def test_errors_are_one_line(flag, run, call, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        call(run, flag)
-    said, error = capsys.readouterr()
-    assert flag.split("=")[1] in error and error.count("\n") == 1 and not said
 
 
 def test_known_sets_of_faces(monkeypatch):

@@ -73,14 +73,6 @@ def test_images_are_those_of_the_generator_in_eval_mode_for_the_seed(weights, ca
     assert images.min() < 60 and images.max() > 200 and len(np.unique(images, axis=0)) == 67
 
 
-def test_every_batch_is_full_so_that_all_images_are_rounded_alike(weights):
-    generator, _ = runs.load_generator(weights)
-    sizes = []
-    generator.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape))
-    batches = generate.draw(generator, islice(generate.noise(0, 8), 10), 4)
-    assert [len(images) for images in batches] == [4, 4, 2] and sizes == [(4, 8)] * 3
-
-
 @pytest.mark.parametrize("channels", [1, 3])
 def test_grid_single_files_and_array_hold_the_same_images(call, tmp_path, capsys, channels):
     file = weights_file(tmp_path, channels=channels)
@@ -188,12 +180,10 @@ def test_the_nearest_are_those_that_a_copied_folder_has_trained_on(weights, call
     ("W --nearest", "--nearest: "),
     ("W --num 0", "--num 0: must be at least 1"),
     ("W --walk 1", "--walk 1: must be at least 2"),
-    ("W --seed 2.5", "--seed: invalid"),
     ("W --seed -1", "--seed: must be greater than or equal to 0, not -1"),
     ("W --seed 4294967296", "--seed: must be less than or equal to 4294967295"),
     ("W --model-dir full", "full: there is no model.py in it"),
     ("W --walk 3 --fps 51", "--fps 51.0: must be from 1 to 50"),
-    ("W --walk 3 --max-mb nan", "--max-mb nan: must be at least 0.1"),
     ("W --walk 3 --npz x.npz", "--walk cannot be combined with"),
     ("W --walk 3 --out x.png", "--out x.png: its name must end in .gif or .mp4 or .webp"),
     ("W --out x.jpg", "--out x.jpg: its name must end in .png"),

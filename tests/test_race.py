@@ -158,17 +158,6 @@ def test_what_is_unfinished_is_continued_and_what_is_finished_left_alone(project
     assert list(more) == ["trial", "WGAN-GP-0"]
 
 
-@pytest.mark.parametrize("other", [{"seed": 7, "step": 100}, {"seed": 0, "step": 50}])
-def test_an_evaluation_by_hand_does_not_count(project, other):
-    project.hold("--images=800", "--seeds=1")
-    file = project.folder / "DCGAN-0" / "evaluation.jsonl"
-    with open(file, "a") as lines:
-        lines.write(json.dumps(other | {"metrics": {}}) + "\n")
-    assert project.hold("--images=800", "--seeds=1") == {}
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [(line["seed"], line["step"]) for line in lines[::2]] == [(0, 100)] * 2
-
-
 def test_other_conditions_are_refused(project, monkeypatch, capsys):
     same = ["--images=800", "--seeds=1"]
     project.hold(*same)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import FrozenInstanceError, asdict, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
@@ -21,12 +21,6 @@ def write(folder, content, name="settings.json"):
     text = content if isinstance(content, str) else json.dumps(content)
     (folder / name).write_text(text, "utf-8")
     return folder / name
-
-
-def test_without_arguments_settings_are_the_defaults_and_stay(files):
-    assert parse(files) == files.train.Config()
-    with pytest.raises(FrozenInstanceError):
-        parse(files).lr = 1.0
 
 
 def test_a_flag_wins_over_files_and_the_last_file_over_the_others(files, tmp_path):
@@ -58,20 +52,12 @@ def test_values_have_the_types_of_their_defaults(files, tmp_path):
         assert type(value) is type(defaults[name]) or name == "channels", name
 
 
-def test_switches(tmp_path):
-    files, path = load("simpleGAN"), write(tmp_path, {"minimax": True})
-    assert parse(files, "--minimax").minimax and parse(files, "--config", path).minimax
-    assert not parse(files, "--config", path, "--no-minimax").minimax
-
-
 REFUSED = [
     (["--epoch", "5"], "--epoch: unknown; did you mean --epochs?"),
     (["--learning-rate=5"], "--learning-rate: unknown; did you mean --lr?"),
     (["--xyz=5"], "--xyz: unknown; see --help"),
-    (["stray"], "stray: unknown; see --help"),
     (["--lr", "fast"], "--lr: must be a valid number, not 'fast'"),
     (["--lr", "0"], "--lr: must be greater than 0, not 0"),
-    (["--epochs", "0"], "--epochs: must be greater than 0, not 0"),
     (["--epochs", "1.5"], "--epochs: must be a valid integer, not '1.5'"),
     (["--max-steps", "-1"], "--max-steps: must be greater than or equal to 0, not -1"),
     (["--max-seconds", "-1"], "--max-seconds: must be greater than or equal to 0, not -1"),
@@ -104,10 +90,7 @@ def test_limits_and_a_byte_order_mark_are_allowed(tmp_path):
 BAD_FILES = [
     ({"batchsize": 5}, "--batchsize: unknown; did you mean --batch-size?"),
     ({"epochs": "5"}, "--epochs: must be a valid integer, not '5'"),
-    ({"epochs": 5.5}, "--epochs: must be a valid integer, not 5.5"),
-    ({"epochs": None}, "--epochs: must be a valid integer, not None"),
     ({"epochs": True}, "--epochs: must be a valid integer, not True"),
-    ({"data": 7}, "--data: must be a valid string, not 7"),
     ('{"lr": NaN}', "--lr: must be a finite number, not nan"),
     ({"minimax": "maybe"}, "--minimax: must be a valid boolean, not 'maybe'"),
     ({"config": "other.json"}, "--config: unknown"),

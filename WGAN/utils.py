@@ -730,7 +730,8 @@ class Run:
             self.step, self.summed = done, mine["summed"]
             self.sums = {name: total.to(self.device) for name, total in mine["sums"].items()}
         except (LookupError, TypeError, ValueError, RuntimeError) as error:
-            raise RunError(f"{path} does not fit the networks ({error})"[:300]) from None
+            model = before.get("model")
+            raise RunError(f"{path} of {model} does not fit the networks ({error})"[:300]) from None
         if saved["lr"] != self.config.lr:
             self.facts["lr_until_step"][str(done)] = saved["lr"]
 

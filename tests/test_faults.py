@@ -235,7 +235,7 @@ def test_checkpoints_that_are_none_are_one_line_and_run_no_code(flags, tmp_path,
     for content, words in (
         (state | {"bomb": bomb}, "cannot be read ("),
         ({"weight": torch.zeros(3)}, "cannot be read ("),
-        (state | {"generator": {}}, "does not fit the networks ("),
+        (state | {"generator": {}}, "of DCGAN does not fit the networks ("),
     ):
         torch.save(content, file)
         code, line = failure(capsys, flags, "--max-steps 9 --resume cut")
@@ -245,8 +245,8 @@ def test_checkpoints_that_are_none_are_one_line_and_run_no_code(flags, tmp_path,
 
 def test_a_run_of_another_model_and_a_damaged_one_are_named(flags, capsys):
     run = train(flags, "--max-steps 3 --name cut")
-    code, line = failure(capsys, flags, "--resume cut", "WGAN-GP")
-    assert code == 2 and "run of DCGAN" in line
+    code, line = failure(capsys, flags, "--max-steps 6 --resume cut", "WGAN-GP")
+    assert code == 1 and "of DCGAN does not fit the networks" in line
     (run / "run.json").write_bytes(b"")
     code, line = failure(capsys, flags, "--max-steps 6 --resume cut")
     assert code == 2 and f"{run / 'run.json'} is not a JSON file" in line

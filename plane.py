@@ -2,7 +2,8 @@
 
 The points (B, 2, 1, 1) take the place of images, so the updates are the folders' own
 `critic_step` or `discriminator_step`, `generator_step` and `gradient_penalty`. Only the networks,
-two small multilayer perceptrons, and the pictures are from here.
+two small multilayer perceptrons, and the pictures are from here. They are SVG, which is small, sharp
+on any screen, and takes its colors from play.css.
 """
 
 import base64
@@ -241,7 +242,6 @@ def measure(plane: Plane) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
-# ---- Pictures: SVG is small, sharp on any screen, and takes its colors from play.css ----
 def address_of(image: Image.Image | np.ndarray) -> str:
     """Write an image, or uint8 (H, W) or (H, W, 1 or 3), as an address that holds a PNG."""
     image = Image.fromarray(image.squeeze()) if isinstance(image, np.ndarray) else image

@@ -6,6 +6,7 @@ Examples:
 
 Nothing is fetched from elsewhere. A training is the folder's own train.py in a process of its
 own: it goes on when the page is closed. When this program ends, the training saves and ends.
+Below come what all tabs share, Explore, Train, Plane, Compare, and the program.
 """
 
 import base64
@@ -155,7 +156,6 @@ def find(name: str | None) -> Path:
     return known[name]
 
 
-# ---- Explore ----
 def sources() -> list[str]:
     """Return the names of what has a generator."""
     known = listed()
@@ -195,8 +195,10 @@ def pair_of(base: tuple, *numbers: float) -> Tensor:
 
 def sheet(*choice: Any) -> str:
     """Draw the images of a seed as buttons, and mark the two that are chosen: HTML."""
-    base, (first, second), buttons = choice[:4], choice[4:], ""
-    for number, image in enumerate(next(generate.draw(load(base[0])[0], latents(*base), COUNT)), 1):
+    base, (first, second) = choice[:4], choice[4:]
+    images = next(generate.draw(load(base[0])[0], latents(*base), COUNT))
+    buttons = ""
+    for number, image in enumerate(images, 1):
         mark = "first" if number == first else "second" if number == second else ""
         buttons += f'<button data-number="{number}" class="{mark}"><img alt="Image" '
         buttons += f'src="{address_of(image)}"><span>{number} {mark}</span></button>'
@@ -322,7 +324,6 @@ def explore_tab(page: gr.Blocks) -> None:
     page.load(lambda: gr.Dropdown(sources()), None, name)
 
 
-# ---- Train ----
 def start_training(run: Path, *flags: str) -> None:
     """Start train.py in a session of its own: a terminal's Ctrl-C ends it once, through here."""
     command = [sys.executable, TOP / run.parts[-4] / "train.py", f"--runs-dir={run.parent}", *flags]
@@ -513,7 +514,6 @@ def train_tab(page: gr.Blocks) -> None:
     page.load(choose, None, name)
 
 
-# ---- In the plane ----
 def kinds() -> dict[str, tuple]:
     """Return KINDS, without those whose folder is gone, and with the models that were added."""
     known = {kind: rest for kind, rest in KINDS.items() if rest[0] in runs.models()}
@@ -619,7 +619,6 @@ def plane_tab(page: gr.Blocks) -> None:
     listen([upload.upload], read_points, upload, [own, shape], note)
 
 
-# ---- Compare ----
 def compared(names: list[str]) -> tuple:
     """Return the table of runs, a CSV file of it, the last grids and the curves."""
     found = compare.read_runs([find(name) for name in names or [None]])
@@ -649,7 +648,6 @@ def compare_tab(tab: gr.Tab) -> None:
     listen([names.change, tab.select], compared, names, [grids, table, file, curves], note, **QUIET)
 
 
-# ---- The program ----
 def serve(host: str, port: int | None, browser: bool) -> gr.Blocks:
     """Serve the page in the background."""
     parts = re.split("^## (.+)$", (TOP / "docs/play.md").read_text("utf-8"), flags=re.M)

@@ -2,8 +2,8 @@
 
 The points (B, 2, 1, 1) take the place of images, so the updates are the folders' own
 `critic_step` or `discriminator_step`, `generator_step` and `gradient_penalty`. Only the networks,
-two small multilayer perceptrons, and the pictures are from here. They are SVG, which is small, sharp
-on any screen, and takes its colors from play.css.
+two small multilayer perceptrons, and the pictures are from here: SVG, which is small, sharp on any
+screen, and takes its colors from play.css.
 """
 
 import base64

@@ -54,9 +54,9 @@ def faces_of(run: Path) -> np.ndarray:
     return frame[:side, :side].repeat(2, 0).repeat(2, 1)
 
 
-def curve_of(runs: dict[str, Path], name: str, height: int) -> np.ndarray:
-    """Draw one curve of several runs against steps: uint8 (height, W, 3)."""
-    figure, axes = plt.subplots(figsize=(4.4, height / 100), dpi=100, layout="constrained")
+def curve_of(runs: dict[str, Path], name: str, side: int) -> np.ndarray:
+    """Draw one curve of several runs against steps: uint8 (side, side, 3)."""
+    figure, axes = plt.subplots(figsize=(side / 100, side / 100), dpi=100, layout="constrained")
     for label, run in runs.items():
         table = pd.read_csv(run / "metrics.csv", index_col="step")
         axes.plot(table[name].rolling(5, min_periods=1, center=True).mean(), label=label)
@@ -90,8 +90,7 @@ def main() -> None:
             for command in commands:
                 runs[command[2]] = train(command, change and change.groups(), Path(folder))
             sheets = {label: faces_of(run) for label, run in runs.items()}
-            height = len(sheets[model])
-            sheets[""] = curve_of(runs, shown[1], height)
+            sheets[""] = curve_of(runs, shown[1], len(sheets[model]))
             save_panels(sheets, ASSETS / "experiments" / f"{shown[2]}.png")
 
 

@@ -318,9 +318,8 @@ def explore_tab(page: gr.Blocks) -> None:
     listen([loop.click], walk, pair, [extra], note)
     listen([near.click], neighbor, choice, [extra], note)
     out = [own, truncation, first, blend, *moves, extra]
-    search = listen([photo.upload], photograph, [name, photo], out, note)
-    rest = QUIET | {"cancels": search}
-    listen([name.change, page.load], describe, name, [learned, near, extra], quiet, **rest)
+    listen([photo.upload], photograph, [name, photo], out, note)
+    listen([name.change, page.load], describe, name, [learned, near, extra], quiet, **QUIET)
     page.load(lambda: gr.Dropdown(sources()), None, name)
 
 

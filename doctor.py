@@ -203,12 +203,26 @@ def clamp_is_saturated(run: Run) -> tuple[list[str], list[str]]:
     return evidence, [*run.flags(clip_value=bound, lr=min(run.lr, bound / 200)), OTHER_MODEL]
 
 
+def critic_is_blind(run: Run) -> tuple[list[str], list[str]]:
+    """Its estimate of the distance is noise around 0, so the generator learns nothing.
+
+    WGAN, arXiv:1701.07875, section 3: a small bound on the weights lets gradients vanish.
+    """
+    negative = (run.end_of("wasserstein")["wasserstein"] <= 0).mean()
+    evidence = crossed("share of negative wasserstein", negative, "above", 0.2)  # healthy: 0
+    return evidence, [*run.flags(clip_value=max(0.01, run.settings["clip_value"])), OTHER_MODEL]
+
+
 def examine(path: Path) -> tuple[list[Finding], dict[str, str]]:
     """Return what is wrong with a run, and why it could not be judged, by the name of a check."""
     run, found, unjudged = Run(path), [], {}
-    of_setting = {"clip_value": clamp_is_saturated, "lambda_gp": penalty_does_not_hold}
-    checks = [check for name, check in of_setting.items() if name in run.settings]
-    checks = [diverged, too_short, generator_has_collapsed, *(checks or [discriminator_has_won])]
+    checks = [diverged, too_short, generator_has_collapsed]
+    if "clip_value" in run.settings:
+        checks += [clamp_is_saturated, critic_is_blind]
+    elif "lambda_gp" in run.settings:
+        checks += [penalty_does_not_hold]
+    else:
+        checks += [discriminator_has_won]
     for check in checks:
         name, (summary, source) = check.__name__.replace("_", " "), getdoc(check).split("\n\n")
         try:

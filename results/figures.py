@@ -54,7 +54,7 @@ FORMS = {"steps": ",.0f", "images": ",.0f", "frechet_lite0": ".1f", "swd": ".3f"
 FORMS |= {"diversity": ".2f", "repetition": ".2f"}
 QUALITY = list(FORMS)[2:]
 TITLES = {"simpleGAN": "GAN: the logit of D(x)", "WGAN": "WGAN: f(x), weights clipped at ±0.01"}
-TITLES |= {"WGAN-GP": "WGAN-GP: f(x), slopes held near 1"}
+TITLES |= {"WGAN-GP": "WGAN-GP: f(x), gradient norm held near 1"}
 # The step from which on most images in the frames of the quick run are faces, by eye.
 FACES_AT = {"simpleGAN": 600, "DCGAN": 700, "WGAN": 300, "WGAN-GP": 140}
 STEPS = 4000  # critic updates; with fewer or smaller ones the critic does not fit the penalty
@@ -108,7 +108,7 @@ def train_critic(model: str) -> dict:
     return {
         "heights": heights.numpy(),
         "weights": torch.cat([p.detach().flatten() for p in critic.parameters()]).numpy(),
-        "slopes": gradient.flatten(1).norm(dim=1).numpy(),
+        "norms": gradient.flatten(1).norm(dim=1).numpy(),
         "last": {name: float(f"{float(value):.4g}") for name, value in losses.items()},
     }
 
@@ -131,11 +131,11 @@ def draw_landscapes() -> None:
     for axes, bound, (model, color) in zip(weights, bounds, colors.items(), strict=True):
         axes.hist(found[model]["weights"], np.linspace(-bound, bound, 64), color=color)
         axes.set(title=f"{model}: where the weights lie", xlabel="weight")
-        right.hist(found[model]["slopes"], np.geomspace(1e-6, 1e1, 80), color=color, label=model)
+        right.hist(found[model]["norms"], np.geomspace(1e-6, 1e1, 80), color=color, label=model)
     weights[0].set_xlabel("weight; clipped to [-0.01, 0.01]")
     right.axvline(1, color="black", linewidth=1)
-    right.set(title="slopes between real and generated points", xscale="log")
-    right.set_xlabel("length of the critic's gradient")
+    right.set(title="gradient norms between real and generated points", xscale="log")
+    right.set_xlabel("norm of the critic's gradient")
     right.legend()
     for axes in (*weights, right):
         axes.set_yticks([])
@@ -145,7 +145,7 @@ def draw_landscapes() -> None:
     record = {"command": "python results/figures.py landscapes", "torch": torch.__version__}
     record |= {"critic_updates": STEPS, "weights_at_the_bound": round(float(clipped), 3)}
     for model, one in found.items():
-        record[f"{model}_median_slope"] = float(f"{np.median(one['slopes']):.3g}")
+        record[f"{model}_median_norm"] = float(f"{np.median(one['slopes']):.3g}")
         record[f"{model}_last"] = one["last"]
     (RESULTS / "landscapes.json").write_text(json.dumps(record, indent=2) + "\n")
 

@@ -23,6 +23,7 @@ HEALTHY = {
 }
 WON, COLLAPSED = "discriminator has won", "generator has collapsed"
 PENALTY, CLAMP = "penalty does not hold", "clamp is saturated"
+BLIND = "critic is blind"
 WGAN_GP = doctor.OTHER_MODEL
 SURE = ["loss_d = 0.049 (below 0.05)", "loss_g = 7.1 (above 7)"]
 WINS = {"loss_d": 0.049, "loss_g": 7.1, "d_real": 0.98, "d_fake": 0.02}
@@ -87,6 +88,9 @@ def test_runs_on_record_are_healthy_however_far_they_have_got(record, tmp_path):
         ["--clip-value 0.01 (was 0.001)", "--lr 5e-05 (was 0.1)", WGAN_GP]),
     ("WGAN", {"lr": 9e-5, "clip_value": 0.02}, {"clipped": 1}, CLAMP,
         ["clipped = 1 (above 0.7)"], [WGAN_GP]),
+    ("WGAN", {"clip_value": 1e-3}, {"wasserstein": [1.0] * 31 + [-1e-9, 0, -2] + [1.0] * 6}, BLIND,
+        ["share of negative wasserstein = 0.3 (above 0.2)"],
+        ["--clip-value 0.01 (was 0.001)", WGAN_GP]),
 ])  # fmt: skip
 def test_problems_of_curves(write, model, settings, columns, name, evidence, advice):
     (finding,) = found(write(model, settings=settings, **columns))[0].values()
@@ -97,6 +101,7 @@ def test_problems_of_curves(write, model, settings, columns, name, evidence, adv
     ("DCGAN", {"loss_g": 999}), ("DCGAN", WINS | {"loss_g": 6.9}),
     ("WGAN", {"loss_d": 0.049, "loss_g": 7.1}), ("WGAN-GP", {"penalty": 0.48}),
     ("simpleGAN", WINS | {"loss_d": 0.051}), ("WGAN", {"clipped": 0.7}),
+    ("WGAN", {"wasserstein": [-1.0] * 30 + [1e-9] * 8 + [-1.0] * 2}),
 ])  # fmt: skip
 def test_curves_just_short_of_a_problem(write, model, columns):
     assert not found(write(model, **columns))[0]
@@ -148,7 +153,7 @@ def test_what_cannot_be_judged_and_why(write):
     changes = {"facts": RUNNING, "settings": {"lr": 3e-4}, "clipped": 1}
     problems, unjudged = found(write("WGAN", 9, step=333, **changes))
     young = [name for name, why in unjudged.items() if why == "step 333 of 334 needed at lr 0.0003"]
-    assert [*problems, *young] == ["diverged", "too short", CLAMP]
+    assert [*problems, *young] == ["diverged", "too short", CLAMP, BLIND]
     slower = changes | {"facts": {"lr_until_step": {"99": 3e-4}}, "settings": {"lr": 1e-6}}
     short, enough = (found(write("WGAN", 9, step=n, **slower))[0] for n in (333, 334))
     assert short["too short"].evidence == ["steps at lr 0.0003 = 333 (below 334)"]

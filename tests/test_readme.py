@@ -173,7 +173,7 @@ def test_numbers_in_the_text_are_the_record():
     wins = (rounded["frechet_lite0"] < exact["frechet_lite0"]).sum()
     text = RESULTS.split("runs in bfloat16 have taken")[1].split("Runs in float32")[0]
     assert shows(text, [min(ratios), max(ratios), wins, len(ratios)])
-    names = [f"{model}_median_slope" for model in ("simpleGAN", "WGAN", "WGAN-GP")]
+    names = [f"{model}_median_norm" for model in ("simpleGAN", "WGAN", "WGAN-GP")]
     names.insert(1, "weights_at_the_bound")
     text = MODELS.split("- The discriminator's logit")[1].split("`python")[0]
     assert shows(text, [plane[name] for name in names])

@@ -66,8 +66,8 @@ SETTINGS += ("beta1", "dropout", "seed")  # of a training, as far as a model has
 KINDS = {  # in the plane: the folder, its own settings, log10 of both learning rates, n_critic
     "WGAN-GP": ("WGAN-GP", {}, -3, 5),
     "WGAN": ("WGAN", {}, -3.7, 5),
-    "simple GAN": ("simpleGAN", {"beta1": 0.5}, -3, 1),
-    "simple GAN, minimax": ("simpleGAN", {"beta1": 0.5, "minimax": True}, -3, 1),
+    "simple GAN": ("simpleGAN", {}, -3, 1),
+    "simple GAN, minimax": ("simpleGAN", {"minimax": True}, -3, 1),
 }
 OWN, PACE = "your own", 2  # real points in the plane; seconds for an update in slow motion
 SLIDERS = (  # in the plane: label, smallest, largest, first value, step, what to look for

@@ -6,7 +6,7 @@ Run:   python train.py                        full size: for a GPU
 Read:  discriminator_step, generator_step, train.
 
 Departures from the paper (its section 5 and Algorithm 1; the authors' mnist.yaml):
-  1. Optimizer: Adam, step size 5e-5; theirs: momentum 0.5 to 0.7, step size 0.1, decaying.
+  1. Optimizer: Adam, step size 5e-5, beta1 0.5; theirs: momentum from 0.5 to 0.7, steps from 0.1.
   2. Generator's loss: -log D(G(z)), which section 3 advises and their code has; Algorithm 1
      has log(1 - D(G(z))), here with --minimax.
   3. Minibatch: 64 images; their code: 100.
@@ -42,7 +42,7 @@ class Config:
 
     lr: PositiveFloat = 5e-5
     """Learning rate, Adam's step size."""
-    beta1: Fraction = 0.9
+    beta1: Fraction = 0.5
     """Adam's decay of the mean gradient."""
     beta2: Fraction = 0.999
     """Adam's decay of the mean squared gradient."""

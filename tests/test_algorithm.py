@@ -191,7 +191,7 @@ def test_defaults_are_the_designs():
     critics = {"z_dim": 100, "epochs": 30, "g_width": 64, "d_width": 64, "n_critic": 5}
     perceptrons = {"k": 1, "minimax": False, "dropout": 0.3, "d_width": 128}
     expected = {
-        "simpleGAN": adam | perceptrons | {"beta1": 0.9, "z_dim": 64},
+        "simpleGAN": adam | perceptrons | {"beta1": 0.5, "z_dim": 64},
         "DCGAN": adam | {"beta1": 0.5, "z_dim": 100, "d_width": 64},
         "WGAN": critics | {"lr": 5e-5, "clip_value": 0.01},
         "WGAN-GP": critics | {"lr": 1e-4, "beta1": 0.0, "beta2": 0.9, "lambda_gp": 10.0},

@@ -35,7 +35,7 @@ def test_a_step_gives_the_weights_that_the_steps_of_the_folder_give(model):
     train, critic, generator = load(model).train, start.critic, start.generator
     own = {"WGAN": {"clip_value": 0.13}, "WGAN-GP": {"lambda_gp": 0.7}}
     config = train.Config(z_dim=2, **own.get(model, {}))
-    betas = {"simpleGAN": (0.9, 0.999), "WGAN-GP": (0.0, 0.9)}.get(model)
+    betas = {"simpleGAN": (0.5, 0.999), "WGAN-GP": (0.0, 0.9)}.get(model)
     make = partial(Adam, betas=betas, fused=True) if betas else RMSprop
     of_critic, of_generator = make(critic.parameters(), 4e-4), make(generator.parameters(), 1e-3)
     torch.set_rng_state(start.rng)

@@ -191,6 +191,12 @@ def test_the_included_generators_data_and_defaults_are_as_the_pages_say():
         drawn, photographs = (record(f"{f}/run.json")["pictures"]["shape"][0] for f in folders)
         held_out = record(f"{folders[0]}/parameters.json")["hold_out"]
         assert shows(faces, [drawn + held_out]) and shows(celeba, [photographs])
+        config = load(model).train.Config()
+        title = model.replace("simpleGAN", "simple GAN")
+        (row,) = (line for line in MODELS.splitlines() if line.startswith(f"| {title} | "))
+        settings = config.lr, getattr(config, "beta1", None), getattr(config, "beta2", None)
+        shown = re.findall(r"\d[\d.e-]*", row.split("|")[4])
+        assert [*map(float, shown)] == [x for x in settings if x is not None]
     gan, dcgan, *others = (load(model).train.Config() for model in PAPERS)
     text = MODELS.split("over a minibatch of")[1].split("An epoch")[0]
     for other in others:

@@ -273,11 +273,11 @@ def print_precision() -> None:
     """Print means and sample standard deviations over the seeds of results/precision.csv."""
     names, table, rows = ["steps", *QUALITY], pd.read_csv(RESULTS / "precision.csv"), []
     # Of each seed: float32, bfloat16, and float32 again (left out) when it had taken as many steps.
-    for (data, model), found in table.groupby(["data", "model"], sort=False):
+    for model, found in table.groupby("model", sort=False):
         for i, kind in enumerate(("fp32", "bf16")):
             each = found.iloc[i::3][names]
-            rows.append([data, model, kind, *cells(names, each.mean(), each.std())])
-    print_table(["images", "model", "precision", *names], rows)
+            rows.append([model, kind, *cells(names, each.mean(), each.std())])
+    print_table(["model", "precision", *names], rows)
 
 
 def print_default() -> None:

@@ -61,6 +61,7 @@ COUNT, DIRECTIONS, SEARCH = 16, 6, 300  # images of a sheet; sliders; steps to a
 LOADING = Lock()  # reading the images of a run takes seconds and memory: one at a time
 SCRIPT = (TOP / "play.js").read_text("utf-8")
 QUIET = {"show_progress": "hidden", "trigger_mode": "always_last"}  # for events that come often
+RAW = {"preprocess": False}  # a run may be chosen that is newer than the list Gradio checks it with
 SETTINGS = ("lr", "batch_size", "g_width", "d_width", "k", "n_critic", "clip_value", "lambda_gp")
 SETTINGS += ("beta1", "dropout", "seed")  # of a training, as far as a model has them
 KINDS = {  # in the plane: the folder, its own settings, log10 of both learning rates, n_critic
@@ -504,12 +505,12 @@ def train_tab(page: gr.Blocks) -> None:
     listen([upload.upload], keep_upload, upload, [data], note)
     shown = [name, state, frame, position, drawn, seen]
     listen([begin.click], start, [model, data, size, most, unit, *own], [name], note)
-    listen([halt.click], pause, name, [], note)
-    listen([again.click], resume, [name, most, unit], [], note)
+    listen([halt.click], pause, name, [], note, **RAW)
+    listen([again.click], resume, [name, most, unit], [], note, **RAW)
     events, asked = [gr.Timer(1).tick, name.change, position.input], [name, position, seen]
-    listen(events, watch, asked, shown, quiet, **QUIET)
+    listen(events, watch, asked, shown, quiet, **QUIET, **RAW)
     name.change(lambda: "", None, said, **QUIET)  # what was said of another run
-    listen([gr.Timer(20).tick, name.change], findings, name, [said], quiet, **QUIET)
+    listen([gr.Timer(20).tick, name.change], findings, name, [said], quiet, **QUIET, **RAW)
     page.load(choose, None, name)
 
 

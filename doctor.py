@@ -97,13 +97,14 @@ def crossed(name: str, value: float, side: str, limit: float) -> list[str]:
     return [f"{name} = {value:,.4g} ({side} {limit:,})"] if found else []
 
 
-def spread(images: np.ndarray) -> tuple[float, float]:
-    """Return the mean distance of two images, and the median distance to the most similar other."""
+def spread(images: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """Return the mean image, small; the mean distance of two; the median one to the nearest."""
     count, side = images.shape[:2]
     blocks = images.reshape(count, 8, side // 8, 8, side // 8, -1)
     small = blocks.mean((2, 4), "f4").reshape(count, -1)  # 8x8 mean colors: no noise, no edges
     apart = np.linalg.norm(small[:, None] - small, axis=2)
-    return apart.sum() / (count * (count - 1)), np.median(np.sort(apart, 1)[:, :2].max(1))
+    near = np.median(np.sort(apart, 1)[:, :2].max(1))
+    return small.mean(0), apart.sum() / (count * (count - 1)), near
 
 
 # ---- Checks: each returns evidence, none if there is no problem, and advice ----
@@ -157,8 +158,8 @@ def discriminator_has_won(run: Run) -> tuple[list[str], list[str]]:
     return sure and fakes and sure + fakes, [*advice, TEXTURE, OTHER_MODEL]
 
 
-def generator_has_collapsed(run: Run) -> tuple[list[str], list[str]]:
-    """Its images are nearly equal, or it repeats a few of them.
+def generator_has_failed(run: Run) -> tuple[list[str], list[str]]:
+    """Its images are nearly equal, repeat each other, or are far from the training images.
 
     Salimans et al., arXiv:1606.03498, section 3.2; Arora and Zhang, arXiv:1706.08224.
     """
@@ -171,12 +172,14 @@ def generator_has_collapsed(run: Run) -> tuple[list[str], list[str]]:
     zs = islice(noise(0, about["z_dim"]), 256)
     drawn = np.concatenate(list(draw(generator, zs, batch_size(about["image_size"]))))
     real = trained[np.random.default_rng(0).permutation(len(trained))[:256]]
-    (mean, near), (real_mean, real_near) = spread(drawn), spread(real)
+    (middle, mean, near), (real_middle, real_mean, real_near) = spread(drawn), spread(real)
     # healthy: 0.38 and more; a single face: 0.25
     evidence = crossed("variety / that of real images", mean / real_mean, "below", 0.3)
     if not evidence and len(real) == 256:  # the nearest of fewer are farther away
         apart = near / mean * real_mean / real_near  # healthy: 0.6 to 1.5; few faces: below 0.495
         evidence = crossed("distance to the nearest / that of real images", apart, "below", 0.5)
+    off = np.linalg.norm(middle - real_middle) / real_mean  # healthy: up to 0.33; stripes: 1.5
+    evidence += crossed("distance of mean images / that of two real images", off, "above", 0.7)
     n_critic = run.settings.get("n_critic", 0)
     advice = run.flags(beta1=min(0.5, run.beta1), lr=min(run.lr, 2e-4), n_critic=2 * n_critic)
     return evidence, advice if n_critic else [*advice, OTHER_MODEL]
@@ -216,7 +219,7 @@ def critic_is_blind(run: Run) -> tuple[list[str], list[str]]:
 def examine(path: Path) -> tuple[list[Finding], dict[str, str]]:
     """Return what is wrong with a run, and why it could not be judged, by the name of a check."""
     run, found, unjudged = Run(path), [], {}
-    checks = [diverged, too_short, generator_has_collapsed]
+    checks = [diverged, too_short, generator_has_failed]
     if "clip_value" in run.settings:
         checks += [clamp_is_saturated, critic_is_blind]
     elif "lambda_gp" in run.settings:

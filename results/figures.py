@@ -282,17 +282,14 @@ def print_precision() -> None:
 
 def print_default() -> None:
     """Print what the runs with the settings of `Config` logged at each fifth of the way."""
+    shown, rows = ["d_real", "d_fake", "wasserstein"], []
     for model in [model for model in MODELS if (RESULTS / model / "default").exists()]:
         table = pd.read_csv(RESULTS / model / "default" / "metrics.csv")
-        names = [name for name in table.columns if name not in ("epoch", "images", "seconds")]
-        rows = []
         for i in range(1, 6):
             row = table.iloc[len(table) * i // 5 - 1]
-            shown = [f"{row['step']:,.0f}", f"{row['images']:,.0f}", f"{row['seconds'] / 60:.0f}"]
-            rows.append([*shown, *(f"{row[name]:.2f}" for name in names[1:])])
-        print(f"{model}:\n")
-        print_table(["step", "images shown", "minutes", *names[1:]], rows)
-        print()
+            logged = [f"{row[name]:.2f}" if name in row else "" for name in shown]
+            rows.append([model, f"{row['step']:,.0f}", f"{row['seconds'] / 60:.0f}", *logged])
+    print_table(["model", "step", "minutes", *shown], rows)
 
 
 def print_waiting() -> None:

@@ -1,7 +1,10 @@
 """Measure what takes long, and keep it in results/.
 
+    python results/measure.py quick --model WGAN --lr 1e-4 --seconds 300 --seed 0
     python results/measure.py precision --model WGAN --data faces --seconds 100 --seed 0
     python results/measure.py peers --main examples/dcgan/main.py --data FOLDER --seconds 1800
+
+quick trains with quick.json, but for --lr or --n-critic. Its row goes to results/quick.csv.
 
 precision trains with quick.json in float32 and in bfloat16 for --seconds, then goes on in float32
 to as many steps as bfloat16 took. Its rows go to results/precision.csv.
@@ -55,26 +58,42 @@ def numbers_of(images: np.ndarray, training: np.ndarray) -> dict[str, float]:
     return {name: round(float(found[name]["value"]), 4) for name in NAMES}
 
 
-def measure_precision(args: argparse.Namespace, folder: str) -> list[dict]:
-    """Train in both precisions; return three rows."""
+def train(args: argparse.Namespace, folder: str, name: str, *flags: str) -> dict:
+    """Train with quick.json and flags, or resume; return a row."""
     settings = {"data": args.data, "data_dir": folder, "image_size": 32}
     config = runs.load_file_of(args.model, "train").Config(**settings)
-    training, rows = runs.load_file_of(args.model, "data").load_images(config).images, []
+    training = runs.load_file_of(args.model, "data").load_images(config).images
+    start = ["--config=quick.json", f"--data={args.data}", f"--data-dir={folder}"]
+    start += [f"--seed={args.seed}", f"--name={name}"]
+    resumed = [f"--resume={name}"]
+    command = [*(resumed if Path(folder, name).exists() else start), *flags]
+    command = [sys.executable, "train.py", *command, "--epochs=100000", f"--runs-dir={folder}"]
+    subprocess.run(command, cwd=TOP / args.model, check=True)
+    generator, about = runs.load_generator(Path(folder, name))
+    row = {"data": Path(args.data).name, "model": args.model, "seed": args.seed}
+    found = {"n_critic": 1} | runs.read_settings(Path(folder, name))
+    row |= {key: found[key] for key in ("lr", "n_critic", "precision")}
+    seconds = pd.read_csv(Path(folder, name, "metrics.csv"))["seconds"].iloc[-1]
+    row |= {"steps": about["step"], "seconds": round(seconds, 1)}
+    return row | numbers_of(draw(generator, about["z_dim"]), training)
 
-    def train(precision: str, *settings: str) -> None:
-        command = [sys.executable, "train.py", *settings, "--epochs=100000", f"--runs-dir={folder}"]
-        subprocess.run(command, cwd=TOP / args.model, check=True)
-        generator, about = runs.load_generator(Path(folder, precision))
-        seconds = pd.read_csv(Path(folder, precision, "metrics.csv"))["seconds"].iloc[-1]
-        row = {"data": Path(args.data).name, "model": args.model, "seed": args.seed}
-        row |= {"precision": precision, "steps": about["step"], "seconds": round(seconds, 1)}
-        rows.append(row | numbers_of(draw(generator, about["z_dim"]), training))
 
-    for precision in ("fp32", "bf16"):
-        start = ["--config=quick.json", f"--data={args.data}", f"--data-dir={folder}"]
-        start += [f"--seed={args.seed}", f"--precision={precision}", f"--name={precision}"]
-        train(precision, *start, f"--max-seconds={args.seconds}")
-    train("fp32", "--resume=fp32", "--max-seconds=0", f"--max-steps={rows[1]['steps']}")
+def measure_quick(args: argparse.Namespace, folder: str) -> list[dict]:
+    """Train with quick.json, but for what the command line asks; return a row."""
+    flags = [f"--lr={args.lr}"] * bool(args.lr) + [f"--n-critic={args.n_critic}"] * bool(
+        args.n_critic
+    )
+    return [train(args, folder, "quick", f"--max-seconds={args.seconds}", *flags)]
+
+
+def measure_precision(args: argparse.Namespace, folder: str) -> list[dict]:
+    """Train in both precisions; return three rows."""
+    rows = [
+        train(args, folder, kind, f"--precision={kind}", f"--max-seconds={args.seconds}")
+        for kind in ("fp32", "bf16")
+    ]
+    more = ["--max-seconds=0", f"--max-steps={rows[1]['steps']}"]
+    rows.append(train(args, folder, "fp32", *more))
     return rows
 
 
@@ -134,6 +153,7 @@ def peer(args: argparse.Namespace, folder: str, note: Callable[[nn.Module], None
 
 def measure_peers(args: argparse.Namespace, folder: str) -> list[dict]:
     """Train both sides at once; return two rows."""
+    args.lr = args.lr or 2e-4
     settings = {"data": args.data, "data_dir": folder, "hold_out": HOLD_OUT}
     config = runs.load_file_of("DCGAN", "train").Config(**settings)
     training, rows = runs.load_file_of("DCGAN", "data").load_images(config).images, []
@@ -158,22 +178,26 @@ def main() -> None:
     """Measure, and put the rows into the table in place of those with the same key."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("what", choices=["precision", "peers"])
-    parser.add_argument("--model", choices=runs.PAPERS, default="DCGAN", help="for precision")
+    parser.add_argument("what", choices=["quick", "precision", "peers"])
+    parser.add_argument("--model", choices=runs.PAPERS, default="DCGAN", help="not for peers")
     parser.add_argument("--main", type=Path, help="main.py of pytorch/examples' dcgan, for peers")
     parser.add_argument("--data", default="faces", help="or a folder of images (default: faces)")
-    parser.add_argument("--lr", type=float, default=2e-4, help="of peers (default: 2e-4)")
+    parser.add_argument("--lr", type=float, help="of quick, or of peers (default: 2e-4)")
+    parser.add_argument("--n-critic", type=int, help="of quick")
     parser.add_argument("--seconds", type=int, default=100, help="of training")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.data = args.data if args.data == "faces" else str(Path(args.data).resolve())
-    measure = {"precision": measure_precision, "peers": measure_peers}[args.what]
-    key = {"precision": ["data", "model"], "peers": ["lr", "seconds"]}[args.what] + ["seed"]
-    with tempfile.TemporaryDirectory() as folder:
-        new = pd.DataFrame(measure(args, folder))
-    print(new.to_string())
+    measure, key = {
+        "quick": (measure_quick, ["data", "model", "lr", "n_critic", "seed"]),
+        "precision": (measure_precision, ["data", "model", "seed"]),
+        "peers": (measure_peers, ["lr", "seconds", "seed"]),
+    }[args.what]
     file = TOP / "results" / f"{args.what}.csv"
     old = pd.read_csv(file)
+    with tempfile.TemporaryDirectory() as folder:
+        new = pd.DataFrame(measure(args, folder))[old.columns]
+    print(new.to_string())
     old = old[~old.set_index(key).index.isin(new.set_index(key).index)]
     pd.concat([old, new]).to_csv(file, index=False)
 

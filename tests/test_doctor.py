@@ -58,7 +58,8 @@ def found(run):
 @pytest.mark.parametrize("record", RECORDS)
 def test_runs_on_record_are_healthy_however_far_they_have_got(record, tmp_path):
     problems, unjudged = found(record)
-    assert [list(problems), list(unjudged)] == [[], [FAILED]]
+    judged = [name for name, why in unjudged.items() if "needed at lr" not in why]  # too young
+    assert [list(problems), judged] == [[], [FAILED]]
     assert unjudged[FAILED].startswith(f"{record / 'generator.safetensors'}: ")
     run = shutil.copytree(record, tmp_path / "run")
     (run / "run.json").write_text(json.dumps(runs.read_facts(run) | RUNNING))

@@ -60,7 +60,8 @@ def curve_of(runs: dict[str, Path], name: str, side: int) -> np.ndarray:
     for label, run in runs.items():
         table = pd.read_csv(run / "metrics.csv", index_col="step")
         axes.plot(table[name].rolling(5, min_periods=1, center=True).mean(), label=label)
-    axes.set(xlabel="step", title=name)
+    scale = "log" if axes.get_ylim()[1] > 100 else "linear"
+    axes.set(xlabel="step", title=name, yscale=scale)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.canvas.draw()

@@ -134,8 +134,8 @@ def draw_landscapes() -> None:
         right.hist(found[model]["norms"], np.geomspace(1e-6, 1e1, 80), color=color, label=model)
     weights[0].set_xlabel("weight; clipped to [-0.01, 0.01]")
     right.axvline(1, color="black", linewidth=1)
-    right.set(title="gradient norms between real and generated points", xscale="log")
-    right.set_xlabel("norm of the critic's gradient")
+    right.set(title="gradient norms between the two", xscale="log")
+    right.set_xlabel("norm, between real and generated points")
     right.legend()
     for axes in (*weights, right):
         axes.set_yticks([])
@@ -145,7 +145,7 @@ def draw_landscapes() -> None:
     record = {"command": "python results/figures.py landscapes", "torch": torch.__version__}
     record |= {"critic_updates": STEPS, "weights_at_the_bound": round(float(clipped), 3)}
     for model, one in found.items():
-        record[f"{model}_median_norm"] = float(f"{np.median(one['slopes']):.3g}")
+        record[f"{model}_median_norm"] = float(f"{np.median(one['norms']):.3g}")
         record[f"{model}_last"] = one["last"]
     (RESULTS / "landscapes.json").write_text(json.dumps(record, indent=2) + "\n")
 

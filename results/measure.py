@@ -65,10 +65,11 @@ def train(args: argparse.Namespace, folder: str, name: str, *flags: str) -> dict
     training = runs.load_file_of(args.model, "data").load_images(config).images
     start = ["--config=quick.json", f"--data={args.data}", f"--data-dir={folder}"]
     start += [f"--seed={args.seed}", f"--name={name}"]
-    resumed = [f"--resume={name}"]
-    command = [*(resumed if Path(folder, name).exists() else start), *flags]
-    command = [sys.executable, "train.py", *command, "--epochs=100000", f"--runs-dir={folder}"]
-    subprocess.run(command, cwd=TOP / args.model, check=True)
+    start = [f"--resume={name}"] if Path(folder, name).exists() else start
+    always = ["--epochs=100000", f"--runs-dir={folder}"]
+    subprocess.run(
+        [sys.executable, "train.py", *start, *flags, *always], cwd=TOP / args.model, check=True
+    )
     generator, about = runs.load_generator(Path(folder, name))
     row = {"data": Path(args.data).name, "model": args.model, "seed": args.seed}
     found = {"n_critic": 1} | runs.read_settings(Path(folder, name))
@@ -80,9 +81,8 @@ def train(args: argparse.Namespace, folder: str, name: str, *flags: str) -> dict
 
 def measure_quick(args: argparse.Namespace, folder: str) -> list[dict]:
     """Train with quick.json, but for what the command line asks; return a row."""
-    flags = [f"--lr={args.lr}"] * bool(args.lr) + [f"--n-critic={args.n_critic}"] * bool(
-        args.n_critic
-    )
+    changed = {"lr": args.lr, "n-critic": args.n_critic}
+    flags = [f"--{name}={value}" for name, value in changed.items() if value]
     return [train(args, folder, "quick", f"--max-seconds={args.seconds}", *flags)]
 
 

@@ -6,7 +6,7 @@ Run:   python train.py                        full size: for a GPU
 Read:  discriminator_step, generator_step, train.
 
 Departures from the paper (its section 5 and Algorithm 1; the authors' mnist.yaml):
-  1. Optimizer: Adam, step size 5e-5, beta1 0.5; theirs: momentum from 0.5 to 0.7, steps from 0.1.
+  1. Optimizer: Adam, step 5e-5, beta1 0.5; theirs: momentum 0.5 to 0.7, step 0.1, decaying.
   2. Generator's loss: -log D(G(z)), which section 3 advises and their code has; Algorithm 1
      has log(1 - D(G(z))), here with --minimax.
   3. Minibatch: 64 images; their code: 100.

@@ -350,9 +350,11 @@ def draw_faces(count: int, size: int, seed: int = 0) -> Iterator[np.ndarray]:
     rng = torch.Generator().manual_seed(seed)
     threads = torch.get_num_threads()
     for start in range(0, count, 16):  # few enough to stay in the processor's cache
-        torch.set_num_threads(1)  # on a busy machine several would wait for each other
-        faces = (draw_16_faces(size, rng).movedim(1, 3) * 255).round().to(torch.uint8)
-        torch.set_num_threads(threads)
+        try:
+            torch.set_num_threads(1)  # on a busy machine several would wait for each other
+            faces = (draw_16_faces(size, rng).movedim(1, 3) * 255).round().to(torch.uint8)
+        finally:  # an interrupted notebook goes on
+            torch.set_num_threads(threads)
         yield from faces.numpy()[: count - start]
 
 

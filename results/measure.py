@@ -1,7 +1,7 @@
 """Measure what takes long, and keep it in results/.
 
     python results/measure.py quick --model WGAN --lr 1e-4 --seconds 300 --seed 0
-    python results/measure.py precision --model WGAN --data faces --seconds 100 --seed 0
+    python results/measure.py precision --model WGAN --data FOLDER --seconds 100 --seed 0
     python results/measure.py peers --main examples/dcgan/main.py --data FOLDER --seconds 1800
 
 quick trains with quick.json, but for --lr or --n-critic. Its row goes to results/quick.csv.

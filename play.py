@@ -80,7 +80,7 @@ SLIDERS = (  # in the plane: label, smallest, largest, first value, step, what t
     ("Critic's, log10", -5, -1, -3, 0.1, "Its own learning rate. Low: it lags behind."),
     ("n_critic", 1, 20, 5, 1, "Critic updates for one of the generator. At 1 it lags behind."),
     ("Clamp", 0.01, 1, 0.1, 0.01, "Small: weights gather at the clamp, and arrows vanish."),
-    ("lambda", 0, 10, 1, 0.1, "0: watch the slopes run away. 10: the points overshoot."),
+    ("lambda", 0, 10, 1, 0.1, "0: watch the gradient norms run away. 10: the points overshoot."),
 )
 TRAININGS: dict[Path, subprocess.Popen] = {}  # by run folder; all pages see them
 PAUSED: set[Path] = set()  # those of them that were asked to save and end

@@ -8,7 +8,7 @@ Examples:
     python results/figures.py front           assets/front.png, four of these for each model, large
     python results/figures.py table           the runs in results/, a table for each set of images
     python results/figures.py race            the races in results/race/
-    python results/figures.py default         the curves of results/MODEL/default/ in five rows
+    python results/figures.py default         the runs in results/MODEL/default/ at five steps
     python results/figures.py waiting         the time until the quick runs showed faces
     python results/figures.py precision       images after training in float32 and in bfloat16
     python results/figures.py peers           our images and rivals' after equal seconds
@@ -172,7 +172,7 @@ def draw_curves() -> None:
 def draw_final() -> None:
     """Draw assets/final.png: real images, and what the weights in assets/ make of one noise."""
     faces = runs.load_file_of("DCGAN", "data").draw_faces(SHOWN, 64)
-    draw_generators("final.png", {"real (drawn)": np.stack(list(faces))}, "")
+    draw_generators("final.png", {"training images": np.stack(list(faces))}, "")
 
 
 def draw_front() -> None:
@@ -283,13 +283,13 @@ def print_precision() -> None:
 def print_default() -> None:
     """Print what the runs with the settings of `Config` logged at each fifth of the way."""
     shown, rows = ["d_real", "d_fake", "wasserstein"], []
-    for model in [model for model in MODELS if (RESULTS / model / "default").exists()]:
+    for model in MODELS:
         table = pd.read_csv(RESULTS / model / "default" / "metrics.csv")
-        for i in range(1, 6):
-            row = table.iloc[len(table) * i // 5 - 1]
-            logged = [f"{row[name]:.2f}" if name in row else "" for name in shown]
-            rows.append([model, f"{row['step']:,.0f}", f"{row['seconds'] / 60:.0f}", *logged])
-    print_table(["model", "step", "minutes", *shown], rows)
+        fifths = table.iloc[[len(table) * i // 5 - 1 for i in range(1, 6)]]
+        step, seconds = fifths.iloc[-1][["step", "seconds"]]
+        row = [model, f"{step:,.0f}", f"{seconds / 60:.0f}"]
+        rows.append(row + [", ".join(map("{:.2f}".format, fifths.get(x, []))) for x in shown])
+    print_table(["model", "steps", "minutes", *shown], rows)
 
 
 def print_waiting() -> None:

@@ -84,9 +84,13 @@ def test_every_command_is_understood(command, monkeypatch):
 
 def test_links_and_images_are_there():
     for path, text in PAGES.items():
-        targets = [target for target in re.findall(r"\]\(([^)]+)\)", text) if "://" not in target]
-        files = [path.parent / target.partition("#")[0] for target in targets]
-        assert all(file.exists() for file in files), (path, targets)
+        for target in re.findall(r"\]\(((?!https?:)[^)]+)\)", text):
+            name, _, anchor = target.partition("#")
+            file = (path.parent / name).resolve() if name else path
+            assert file.exists(), (path, target)
+            if file.suffix == ".md" and anchor:  # GitHub's name for a heading
+                titles = re.sub(r"[^\w\n# -]", "", file.read_text()).lower().replace(" ", "-")
+                assert re.search(rf"^#+-{anchor}$", titles, re.M), (path, target)
 
 
 def test_lines_that_the_experiments_change_are_there_once():

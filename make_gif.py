@@ -4,7 +4,7 @@ Examples:
     python make_gif.py                              samples.gif in the newest run of each model
     python make_gif.py WGAN-GP --fps 20             the newest run of one model
     python make_gif.py DCGAN/tensorboard/runs/X --out training.mp4
-    python make_gif.py --side-by-side               the newest runs next to each other
+    python make_gif.py --side-by-side --tiles 4     the newest runs, large images side by side
 """
 
 import io
@@ -118,17 +118,20 @@ def write_mp4(file: io.BytesIO, frames: Iterable[Image.Image], durations: list[i
 class Scenes:
     """The images of scenes; each is drawn when it is taken, and not kept."""
 
-    def __init__(self, scenes: list[Scene]) -> None:
-        self.scenes = scenes
+    def __init__(self, scenes: list[Scene], tiles: int) -> None:
+        self.scenes, self.tiles = scenes, tiles
 
     def __getitem__(self, index: int) -> Image.Image:
         """Draw the frames of a scene from left to right, each under its label."""
         grids, panels, scene = [], [], self.scenes[index]
         for frame, _ in scene:
             try:
-                grids.append(Image.open(frame).convert("RGB"))
+                grid = Image.open(frame).convert("RGB")
             except (OSError, SyntaxError) as error:  # what Pillow raises for a damaged PNG
                 raise runs.utils().InputError(f"{frame} is damaged ({error})") from None
+            # Of 8 by 8 images with lines of 2 pixels around each.
+            width, height = ((side - 2) * self.tiles // 8 + 2 for side in grid.size)
+            grids.append(grid.crop((0, 0, width, height)))
         side = max(SIDE, *(max(grid.size) for grid in grids))
         for grid, (_, label) in zip(grids, scene, strict=True):
             factor = max(1, round(side / max(grid.size)))
@@ -172,6 +175,7 @@ def parse_arguments(argv: list[str] | None = None) -> Namespace:
     add("--side-by-side", action="store_true", help="all runs in one animation")
     add("--no-poster", dest="poster", action="store_false", help="do not begin with the last frame")
     add("--every", type=int, metavar="K", help=f"every K-th frame (default: {MAX_FRAMES} at most)")
+    add("--tiles", type=int, default=8, metavar="N", help="NxN images a frame (default: 8, all)")
     add("--fps", type=float, default=10, help="frames per second, at most 50 (default: 10)")
     add("--max-mb", type=float, default=5, help="greatest size of a file in MB (default: 5)")
     args = parser.parse_args(argv)
@@ -179,6 +183,8 @@ def parse_arguments(argv: list[str] | None = None) -> Namespace:
         parser.error(f"--fps {args.fps:g}: must be above 0, and 50 at most")
     if args.every is not None and args.every < 1:
         parser.error(f"--every {args.every}: must be 1 or more")
+    if not 1 <= args.tiles <= 8:
+        parser.error(f"--tiles {args.tiles}: must be from 1 to 8")
     if not args.max_mb > 0:
         parser.error(f"--max-mb {args.max_mb:g}: must be above 0")
     if args.out and args.out.suffix.lower() not in SETTINGS:
@@ -203,7 +209,8 @@ def main() -> None:
             kept = every_kth(scenes, args.every or math.ceil(len(scenes) / MAX_FRAMES))
             durations = [round(1000 / args.fps)] * len(kept)
             durations[0], durations[-1] = max(FIRST, durations[0]), max(LAST, durations[-1])
-            write_animation(out, Scenes(kept), durations, args.max_mb, POSTER * args.poster)
+            frames, poster = Scenes(kept, args.tiles), POSTER * args.poster
+            write_animation(out, frames, durations, args.max_mb, poster)
 
 
 if __name__ == "__main__":

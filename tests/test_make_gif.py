@@ -6,9 +6,11 @@ from contextlib import redirect_stderr, redirect_stdout
 import av
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from PIL.ImageSequence import Iterator
 from test_compare import make_run, top  # noqa: F401
+from torchvision.utils import make_grid
 
 import make_gif
 from make_gif import label_strip, write_animation
@@ -65,6 +67,19 @@ def test_a_frame_is_enlarged_by_a_whole_factor_under_its_step(tmp_path, call):
         np.testing.assert_allclose(frame[: len(strip)], strip, atol=40)
         np.testing.assert_allclose(frame[len(strip) :], grid.repeat(27, 0).repeat(27, 1), atol=4)
     assert not np.array_equal(*frames)
+
+
+def test_fewer_images_of_a_frame_are_shown_larger(tmp_path, call):
+    run = make_run(tmp_path, "WGAN-GP", steps=[0, 1])
+    images = (4 * torch.arange(64, dtype=torch.uint8)).view(64, 1, 1, 1).expand(-1, 3, 16, 16)
+    for frame in (run / "frames").iterdir():
+        Image.fromarray(make_grid(images).movedim(0, 2).numpy()).save(frame)  # eight in a row
+    assert call(run, "--tiles", 3)[0] == 0
+    (frame, *_), _ = frames_of(run / "samples.gif")
+    frame = frame[-7 * 56 :]  # 3 * (16 + 2) + 2, 7 times
+    centers = frame[7 * 10 :: 7 * 18, 7 * 10 :: 7 * 18, 0]
+    np.testing.assert_allclose(centers, 4 * np.add.outer(8 * np.arange(3), range(3)), atol=4)
+    assert frame.shape[1] == 7 * 56 and frame[-8, -8, 0] < 4 > frame[7, 7, 0]  # lines around
 
 
 def test_every_kth_frame_and_the_last_are_drawn(tmp_path, call):
@@ -151,6 +166,7 @@ def test_bad_input_is_named_in_one_line(tmp_path, call):
         (["empty"], f"{empty}: there are no frames"),
         ([run, "--out", "x.avi"], "--out x.avi: its name must end in .gif, .webp, .mp4"),
         ([run, "--max-mb=nan"], "--max-mb"),
+        ([run, "--tiles", 9], "--tiles 9: must be from 1 to 8"),
         ([run, empty, "--out", "x.gif"], "--out: several runs in one file need"),
     ):
         code, said = call(*argv)

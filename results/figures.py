@@ -56,7 +56,7 @@ QUALITY = list(FORMS)[2:]
 TITLES = {"simpleGAN": "GAN: the logit of D(x)", "WGAN": "WGAN: f(x), weights clipped at ±0.01"}
 TITLES |= {"WGAN-GP": "WGAN-GP: f(x), gradient norm held near 1"}
 # The step from which on most images in the frames of the quick run are faces, by eye.
-FACES_AT = {"simpleGAN": 600, "DCGAN": 700, "WGAN": 300, "WGAN-GP": 140}
+FACES_AT = {"simpleGAN": 3000, "DCGAN": 500, "WGAN": 600, "WGAN-GP": 340}
 STEPS = 4000  # critic updates; with fewer or smaller ones the critic does not fit the penalty
 SIDE = 2.4  # the landscapes reach from -SIDE to SIDE
 SHOWN = 40  # images by each generator
@@ -283,7 +283,7 @@ def print_precision() -> None:
 def print_default() -> None:
     """Print what the runs with the settings of `Config` logged at each fifth of the way."""
     shown, rows = ["d_real", "d_fake", "wasserstein"], []
-    for model in MODELS:
+    for model in [model for model in MODELS if (RESULTS / model / "default").exists()]:
         table = pd.read_csv(RESULTS / model / "default" / "metrics.csv")
         fifths = table.iloc[[len(table) * i // 5 - 1 for i in range(1, 6)]]
         step, seconds = fifths.iloc[-1][["step", "seconds"]]

@@ -39,8 +39,8 @@ LOOKS = {  # of curves: the chart that they share, their label, their color; oth
     "true": ("Wasserstein distance", "generated to real", "fake"),
     "floor": ("Wasserstein distance", "real to other real points", "real"),
     "estimate": ("Wasserstein distance", "the critic's estimate", "second"),
-    "slope": ("Mean gradient norm, logarithmic, line at 1", "of D or f", "second"),
-    "told": ("Mean gradient norm, logarithmic, line at 1", "of the generator's loss", "fake"),
+    "slope": ("Gradient norm, logarithmic, line at 1", "of D or f", "second"),
+    "told": ("Gradient norm, logarithmic, line at 1", "of the generator's loss", "fake"),
 }
 ROWS = 400  # of the history; half of them, evenly over the steps, are kept beyond that
 InputError = runs.utils().InputError

@@ -54,7 +54,7 @@ def parse_training(folder, flags, monkeypatch):
     """Parse the settings of a training. The run that it resumes does not exist here."""
     files = load("WGAN-GP" if folder == TOP else folder.name)
     monkeypatch.chdir(Path(files.train.__file__).parent)
-    line = re.sub(r"--resume( \w+)?", "", shlex.join(flags))
+    line = re.sub(r"--resume( \w[\w-]*)?", "", shlex.join(flags))
     files.utils.parse_config(files.train.Config, shlex.split(line))
 
 

@@ -9,6 +9,7 @@ Examples:
     python results/figures.py table           the runs in results/, a table for each set of images
     python results/figures.py race            the races in results/race/
     python results/figures.py default         the runs in results/MODEL/default/ at five steps
+    python results/figures.py quick           what other settings of quick.json give
     python results/figures.py waiting         the time until the quick runs showed faces
     python results/figures.py precision       images after training in float32 and in bfloat16
     python results/figures.py peers           our images and rivals' after equal seconds
@@ -292,6 +293,14 @@ def print_default() -> None:
     print_table(["model", "steps", "minutes", *shown], rows)
 
 
+def print_quick() -> None:
+    """Print results/quick.csv: quick runs with other learning rates and numbers of updates."""
+    names, rows = ["steps", *QUALITY], []
+    for _, run in pd.read_csv(RESULTS / "quick.csv").iterrows():
+        rows.append([run["model"], f"{run['lr']:g}", str(run["n_critic"]), *cells(names, run)])
+    print_table(["model", "lr", "n_critic", *names], rows)
+
+
 def print_waiting() -> None:
     """Print how long the quick runs took until their frames showed faces."""
     rows = []
@@ -363,6 +372,7 @@ def main() -> None:
     made |= {"celeba": partial(draw_generators, "celeba.png", {}, "-celeba"), "table": print_runs}
     made |= {"race": print_race, "waiting": print_waiting, "precision": print_precision}
     made |= {"peers": print_peers, "front": draw_front, "default": print_default}
+    made |= {"quick": print_quick}
     kept = {"record": record, "weights": halve_weights}
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=[*made, *kept])

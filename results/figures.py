@@ -284,7 +284,7 @@ def print_precision() -> None:
 def print_default() -> None:
     """Print what the runs with the settings of `Config` logged at each fifth of the way."""
     shown, rows = ["d_real", "d_fake", "wasserstein"], []
-    for model in [model for model in MODELS if (RESULTS / model / "default").exists()]:
+    for model in MODELS:
         table = pd.read_csv(RESULTS / model / "default" / "metrics.csv")
         fifths = table.iloc[[len(table) * i // 5 - 1 for i in range(1, 6)]]
         step, seconds = fifths.iloc[-1][["step", "seconds"]]
@@ -297,8 +297,9 @@ def print_quick() -> None:
     """Print results/quick.csv: quick runs with other learning rates and numbers of updates."""
     names, rows = ["steps", *QUALITY], []
     for _, run in pd.read_csv(RESULTS / "quick.csv").iterrows():
-        rows.append([run["model"], f"{run['lr']:g}", str(run["n_critic"]), *cells(names, run)])
-    print_table(["model", "lr", "n_critic", *names], rows)
+        about = [f"{run['lr']:g}", str(run["n_critic"]), str(run["seed"])]
+        rows.append([run["model"], *about, *cells(names, run)])
+    print_table(["model", "lr", "n_critic", "seed", *names], rows)
 
 
 def print_waiting() -> None:

@@ -89,7 +89,8 @@ def test_links_and_images_are_there():
             file = (path.parent / name).resolve() if name else path
             assert file.exists(), (path, target)
             if file.suffix == ".md" and anchor:  # GitHub's name for a heading
-                titles = re.sub(r"[^\w\n# -]", "", file.read_text()).lower().replace(" ", "-")
+                titles = file.read_text("utf-8").lower().replace(" ", "-")
+                titles = re.sub(r"[^\w\n#-]", "", titles)
                 assert re.search(rf"^#+-{anchor}$", titles, re.M), (path, target)
 
 

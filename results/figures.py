@@ -245,7 +245,8 @@ def print_race() -> None:
 def print_runs() -> None:
     """Print the runs on record, one table for what was compared with equally many equal images."""
     tables: dict[str, list] = {}
-    for run in read_runs([f for model in MODELS for f in sorted((RESULTS / model).iterdir())]):
+    folders = [f for model in MODELS for f in sorted((RESULTS / model).iterdir())]
+    for run in read_runs([f for f in folders if f.name != "fashion"]):  # which the race has
         last, size = run.rows.iloc[-1], run.settings["image_size"]
         rates = [*run.facts.get("lr_until_step", {}).values(), run.settings["lr"]]
         row = [f"{run.model}/{run.path.name}", ", then ".join(f"{lr:g}" for lr in rates)]
@@ -294,12 +295,15 @@ def print_default() -> None:
 
 
 def print_quick() -> None:
-    """Print results/quick.csv: quick runs with other learning rates and numbers of updates."""
-    names, rows = ["steps", *QUALITY], []
-    for _, run in pd.read_csv(RESULTS / "quick.csv").iterrows():
-        about = [f"{run['lr']:g}", str(run["n_critic"]), str(run["seed"])]
-        rows.append([run["model"], *about, *cells(names, run)])
-    print_table(["model", "lr", "n_critic", "seed", *names], rows)
+    """Print results/quick.csv: quick runs with other settings, the values of all seeds in a cell."""
+    names, rows = [name for name in ("steps", *QUALITY) if name != "diversity"], []
+    table = pd.read_csv(RESULTS / "quick.csv").sort_values("seed")
+    for model in MODELS:
+        for (n_critic, lr), found in table[table.model == model].groupby(["n_critic", "lr"]):
+            seeds = [run for _, run in found.iterrows()]
+            about = [model, str(n_critic), f"{lr:g}"]
+            rows.append([*about, *cells(names, *seeds, between=" / ")])
+    print_table(["model", "n_critic", "lr", *names], rows)
 
 
 def print_waiting() -> None:

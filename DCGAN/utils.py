@@ -57,6 +57,7 @@ class RunError(Exception):
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """End the program with one line and an exit code where a traceback would help nobody."""
+    hook = threading.excepthook
     threading.excepthook = lambda _: None  # TensorBoard's thread; its errors come up here as well
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not a notebook's
@@ -76,6 +77,8 @@ def plain_errors() -> Iterator[None]:
             raise
     except KeyboardInterrupt:
         code, line = 130, "interrupted; what was saved before is kept"
+    finally:
+        threading.excepthook = hook
     if code != 2 or process("LOCAL_RANK") == 0:  # all processes of a machine have the same settings
         name = Path(sys.argv[0]).name + (f", process {process()}" if processes() > 1 else "")
         show(f"{name}: error: {' '.join(line.split())}", sys.stderr)

@@ -295,7 +295,7 @@ def print_default() -> None:
 
 
 def print_quick() -> None:
-    """Print results/quick.csv: quick runs with other settings, the values of all seeds in a cell."""
+    """Print results/quick.csv: quick runs with other settings, all seeds of one in a row."""
     names, rows = [name for name in ("steps", *QUALITY) if name != "diversity"], []
     table = pd.read_csv(RESULTS / "quick.csv").sort_values("seed")
     for model in MODELS:

@@ -57,8 +57,6 @@ class RunError(Exception):
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """End the program with one line and an exit code where a traceback would help nobody."""
-    hook = threading.excepthook
-    threading.excepthook = lambda _: None  # TensorBoard's thread; its errors come up here as well
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not a notebook's
             stream.reconfigure(errors="backslashreplace")  # a name may not fit the encoding
@@ -77,8 +75,6 @@ def plain_errors() -> Iterator[None]:
             raise
     except KeyboardInterrupt:
         code, line = 130, "interrupted; what was saved before is kept"
-    finally:
-        threading.excepthook = hook
     if code != 2 or process("LOCAL_RANK") == 0:  # all processes of a machine have the same settings
         name = Path(sys.argv[0]).name + (f", process {process()}" if processes() > 1 else "")
         show(f"{name}: error: {' '.join(line.split())}", sys.stderr)
@@ -569,6 +565,9 @@ class Run:
         write_json(self.path / "parameters.json", settings_of(self.config))
         write_json(self.path / "run.json", self.facts)
         purge = self.step + 1 if self.config.resume else None  # TensorBoard hides what came after
+        # The errors of TensorBoard's thread come up in this one as well.
+        self.open.callback(setattr, threading, "excepthook", threading.excepthook)
+        threading.excepthook = lambda _: None
         self.events = self.open.enter_context(SummaryWriter(self.path, purge_step=purge))
         if self.step == 0:
             real = grid(torch.tensor(self.dataset.images[:64]).movedim(3, 1))

@@ -250,14 +250,14 @@ def print_runs() -> None:
         last, size = run.rows.iloc[-1], run.settings["image_size"]
         rates = [*run.facts.get("lr_until_step", {}).values(), run.settings["lr"]]
         row = [f"{run.model}/{run.path.name}", ", then ".join(f"{lr:g}" for lr in rates)]
-        row += [f"{last['step']:,.0f}", f"{last['images']:,.0f}", f"{last['seconds'] / 60:.0f}"]
+        row += [f"{last['step']:,.0f}", f"{last['seconds'] / 60:.0f}"]
         found = [(run.evaluation["metrics"].get(name), FORMS[name]) for name in QUALITY]
         row += [f"{x['value']:{form}} ({x['floor']:{form}})" if x else "" for x, form in found]
         title = f"`{run.settings['data']}` at {size}x{size}, {run.evaluation['num']:,} images:"
         tables.setdefault(title, []).append(row)
     for title, rows in sorted(tables.items()):
         print(f"{title}\n")
-        print_table(["run", "lr", "steps", "images shown", "minutes", *QUALITY], rows)
+        print_table(["run", "lr", "steps", "minutes", *QUALITY], rows)
         print()
 
 

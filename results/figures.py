@@ -273,7 +273,8 @@ def print_peers() -> None:
 
 def print_precision() -> None:
     """Print means and sample standard deviations over the seeds of results/precision.csv."""
-    names, table, rows = ["steps", *QUALITY], pd.read_csv(RESULTS / "precision.csv"), []
+    names, rows = ["steps", "frechet_lite0", "swd"], []
+    table = pd.read_csv(RESULTS / "precision.csv")
     # Of each seed: float32, bfloat16, and float32 again (left out) when it had taken as many steps.
     for model, found in table.groupby("model", sort=False):
         for i, kind in enumerate(("fp32", "bf16")):
@@ -296,7 +297,7 @@ def print_default() -> None:
 
 def print_quick() -> None:
     """Print results/quick.csv: quick runs with other settings, all seeds of one in a row."""
-    names, rows = [name for name in ("steps", *QUALITY) if name != "diversity"], []
+    names, rows = ["steps", "frechet_lite0", "repetition"], []
     table = pd.read_csv(RESULTS / "quick.csv").sort_values("seed")
     for model in MODELS:
         for (n_critic, lr), found in table[table.model == model].groupby(["n_critic", "lr"]):

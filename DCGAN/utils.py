@@ -7,6 +7,7 @@ Sections: errors and output, settings, device and processes, files, run.
 """
 
 import csv
+import ctypes
 import io
 import json
 import math
@@ -249,6 +250,11 @@ def set_up(config: Config) -> tuple[torch.device, Config]:
     torch.backends.cudnn.allow_tf32 = precision != "fp32"
     torch.backends.cudnn.benchmark = True  # shapes never change, so the search pays
     torch.set_flush_denormal(device.type == "cpu")
+    if device.type == "cpu" and platform.libc_ver()[0] == "glibc":
+        # Keep freed memory (M_TRIM_THRESHOLD, M_MMAP_MAX): large gradients come and go at every
+        # step, and new memory costs a page fault for every 4 kB.
+        for option, value in ((-1, 2**31 - 1), (-4, 0)):
+            ctypes.CDLL(None).mallopt(option, value)
     return device, replace(config, precision=precision)
 
 

@@ -1,11 +1,12 @@
 """What makes training fast must not change what is computed."""
 
 import json
+import platform
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import facts_of, load, rows_of, state_of, train
+from conftest import each_step, facts_of, load, rows_of, state_of, train
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
@@ -23,6 +24,18 @@ def test_precision_sets_what_a_gpu_may_round():
         assert torch.get_float32_matmul_precision() == products
         assert torch.backends.cudnn.allow_tf32 == tf32
     assert torch.tensor(1e-40) * 1 == 0  # numbers that small take a CPU far longer
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+def test_a_step_reuses_the_memory_of_the_one_before(monkeypatch, tiny):
+    import resource
+
+    faults, own = [], resource.RUSAGE_SELF
+    watch = lambda *_: faults.append(resource.getrusage(own).ru_minflt)  # noqa: E731
+    each_step(load("simpleGAN"), monkeypatch, watch)
+    wide = {"g_width": 512, "d_width": 512, "max_steps": 6, "frame_every": 9, "checkpoint_every": 9}
+    train("simpleGAN", tiny | wide)
+    assert faults[-1] - faults[2] < 10_000  # of 4 kB each; ten times as many without mallopt
 
 
 DEVICES = [

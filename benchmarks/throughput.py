@@ -181,7 +181,7 @@ def measure(model: str, images: Path, precision: str, turns: int, seconds: float
     for _ in range(turns):
         for name, orders in workers.items():
             times[name].append(seconds_per_step(orders, steps[name]))
-    workers["ours"].send(0)  # first, since it takes more steps, for the limit
+    workers["ours"].send(0)  # the rivals wait while it takes more steps, for the limit
     facts = workers["ours"].recv()
     for name in ("fresh", "reused"):
         workers[name].send(0)

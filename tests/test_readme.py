@@ -178,9 +178,8 @@ def test_numbers_in_the_text_are_the_record():
     tried = table("quick.csv").query("lr == 2e-4 or lr == 1e-3")  # the critics' in quick.json
     for model in ("WGAN", "WGAN-GP"):  # one critic update comes nearer than two, two than four
         seeds = tried[tried.model == model].pivot(index="seed", columns="n_critic")["frechet_lite0"]
-        assert (
-            [*seeds] == [1, 2, 4] and len(seeds) == 2 and (seeds.diff(axis=1) > 0).sum().sum() == 4
-        )
+        assert [*seeds] == [1, 2, 4] and len(seeds) == 2
+        assert all(seeds[1] < seeds[2]) and all(seeds[2] < seeds[4])
     ours, theirs = (table("peers.csv")[i::2].reset_index()["steps"] for i in (0, 1))
     assert shows(README.split("**Fast.**")[1].split("times")[0], [(ours / theirs).mean()])
     exact, rounded = (table("precision.csv")[i::3].reset_index() for i in (0, 1))

@@ -14,10 +14,10 @@ TOLERANCE = 0.1
 ALONE = {"z_dim": 6, "g_width": 3, "d_width": 5, "batch_size": 7, "hold_out": 9, "image_size": 32}
 TOGETHER = {"z_dim": 7, "g_width": 5, "d_width": 3, "batch_size": 4, "hold_out": 9, "seed": 23}
 OWN = {
-    "simpleGAN": {"lr": 3e-3, "beta1": 0.6, "beta2": 0.95, "k": 2, "dropout": 0.17},
-    "DCGAN": {"lr": 3e-3, "beta1": 0.6, "beta2": 0.95},
+    "simpleGAN": {"lr": 1e-3, "beta1": 0.6, "beta2": 0.95, "k": 2, "dropout": 0.17},
+    "DCGAN": {"lr": 1e-3, "beta1": 0.6, "beta2": 0.95},
     "WGAN": {"lr": 7e-4, "n_critic": 3, "clip_value": 0.031},
-    "WGAN-GP": {"lr": 3e-3, "beta1": 0.6, "beta2": 0.95, "n_critic": 2, "lambda_gp": 2.7},
+    "WGAN-GP": {"lr": 1e-3, "beta1": 0.6, "beta2": 0.95, "n_critic": 2, "lambda_gp": 2.7},
 }
 CASES = [(folder, {}, 1) for folder in FOUR]
 CASES += [(folder, ALONE | OWN[folder] | {"seed": 11}, 1) for folder in FOUR]

@@ -205,9 +205,8 @@ def load_images(run: Path, more_faces: int = 2500, model_dir: Path | None = None
     place = settings["data_dir"] if Path(settings["data_dir"]).is_dir() else ""
     config = SimpleNamespace(**{"hold_out": 0} | settings | {"data_dir": place})
     try:
-        try:
-            found = data.open_cache(run / facts.get("cache", ""), config.hold_out)
-        except data.Damaged:  # it was deleted, or the run comes from elsewhere
+        found = data.open_cache(run / facts.get("cache", ""), config.hold_out)
+        if found is None:  # it was deleted, or the run comes from elsewhere
             found = data.load_images(config)
     except (data.InputError, data.RunError) as error:
         raise utils().InputError(f"{run}: its images cannot be found again: {error}") from None

@@ -43,6 +43,9 @@ from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
 FORMAT = 1  # of the run folder and the image cache; raised when a meaning in them changes
+RANK = int(os.environ.get("RANK", 0))  # torchrun sets these three
+LOCAL_RANK = int(os.environ.get("LOCAL_RANK", RANK))  # among the processes of its machine
+WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
 
 # ---- Errors and output ----
 
@@ -70,14 +73,14 @@ def plain_errors() -> Iterator[None]:
         code, line = 1, str(error).partition("\n")[0]
         if isinstance(error, MemoryError) or "allocate" in line:
             line = f"not enough memory ({line}); try a smaller --batch-size or --image-size"
-        elif processes() > 1 and ("gloo" in line or "NCCL" in line):
-            line = f"another of {processes()} processes has ended ({line})"
+        elif WORLD_SIZE > 1 and ("gloo" in line or "NCCL" in line):
+            line = f"another of {WORLD_SIZE} processes has ended ({line})"
         else:
             raise
     except KeyboardInterrupt:
         code, line = 130, "interrupted; what was saved before is kept"
-    if code != 2 or process("LOCAL_RANK") == 0:  # all processes of a machine have the same settings
-        name = Path(sys.argv[0]).name + (f", process {process()}" if processes() > 1 else "")
+    if code != 2 or LOCAL_RANK == 0:  # all processes of a machine have the same settings
+        name = Path(sys.argv[0]).name + (f", process {RANK}" if WORLD_SIZE > 1 else "")
         show(f"{name}: error: {' '.join(line.split())}", sys.stderr)
     raise SystemExit(code)
 
@@ -192,10 +195,9 @@ def parse_flags(settings: type[Config], argv: list[str] | None) -> dict[str, Any
 def suggestion(settings: type[Config], name: str) -> str:
     """Name the setting that was probably meant: by its spelling or the first words of its help."""
     fields = settings.__pydantic_fields__
-    name = name.strip("-").replace("-", "_")
-    words = name.replace("_", " ")
+    words = name.strip("-").replace("-", " ").replace("_", " ")
     near = [k for k, field in fields.items() if (field.description or "").lower().startswith(words)]
-    near = get_close_matches(name, fields, 1) or near
+    near = get_close_matches(words.replace(" ", "_"), fields, 1) or near
     return f"did you mean --{near[0].replace('_', '-')}?" if near else "see --help"
 
 
@@ -207,24 +209,9 @@ def value_of(kind: Any, text: str) -> Any:
     return text  # to be refused by the settings
 
 
-def settings_of(config: Any) -> dict[str, Any]:
-    """Return what parameters.json holds."""
-    return {name: value for name, value in asdict(config).items() if name not in WHERE}
-
-
 # ---- Device and processes ----
 # `torchrun --standalone --nproc-per-node=N train.py` starts N processes. Each trains on minibatches
 # of its own; all take the same steps, since they average their gradients. Only the first writes.
-
-
-def process(kind: str = "RANK") -> int:
-    """Return the number of this process: of all, or as LOCAL_RANK of those on its machine."""
-    return int(os.environ.get(kind, os.environ.get("RANK", 0)))
-
-
-def processes() -> int:
-    """Return how many processes train together."""
-    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def set_up(config: Config) -> tuple[torch.device, Config]:
@@ -235,10 +222,10 @@ def set_up(config: Config) -> tuple[torch.device, Config]:
     """
     release_modules("train")
     device = pick_device(config.device)
-    if device.type == "cuda" and processes() > 1:
-        device = pick_device(f"cuda:{process('LOCAL_RANK')}")
+    if device.type == "cuda" and WORLD_SIZE > 1:
+        device = pick_device(f"cuda:{LOCAL_RANK}")
         torch.cuda.set_device(device)
-    torch.manual_seed(stream_seed(config.seed, process()) if process() else config.seed)
+    torch.manual_seed(stream_seed(config.seed, RANK) if RANK else config.seed)
     precision = config.precision
     if precision == "auto":
         able = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of PyTorch lack it
@@ -264,7 +251,7 @@ def pick_device(name: str) -> torch.device:
         available = torch.accelerator.is_available()  # in torch 2.6, no argument of the next
         found = torch.accelerator.current_accelerator() if available else torch.device("cpu")
         # Gloo has no operations for Apple's GPUs.
-        return torch.device("cpu") if found.type == "mps" and processes() > 1 else found
+        return torch.device("cpu") if found.type == "mps" and WORLD_SIZE > 1 else found
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
@@ -284,29 +271,30 @@ def place(device: torch.device, *networks: nn.Module) -> None:
     over all. DistributedDataParallel supports neither a gradient penalty nor two passes
     through batch norm before one backward.
     """
-    if processes() > 1:
+    if WORLD_SIZE > 1:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(days=1))  # others may still decode
     # What tensor cores take, and a little faster on CPUs too; far slower on Apple's GPUs.
     layout = torch.preserve_format if device.type == "mps" else torch.channels_last
     for network in networks:
         network.to(device)
-        for tensor in network.state_dict().values() if processes() > 1 else ():
-            dist.broadcast(tensor, 0)
+        if WORLD_SIZE > 1:
+            for tensor in network.state_dict().values():
+                dist.broadcast(tensor, 0)
+            for parameter in network.parameters():
+                parameter.register_post_accumulate_grad_hook(average_gradient)
         network.to(memory_format=layout)
-        for parameter in network.parameters() if processes() > 1 else ():
-            parameter.register_post_accumulate_grad_hook(average_gradient)
 
 
 def average_gradient(parameter: nn.Parameter) -> None:
     """Replace the gradient of a parameter by its mean over all processes."""
-    dist.all_reduce(parameter.grad.div_(processes()))
+    dist.all_reduce(parameter.grad.div_(WORLD_SIZE))
 
 
 def gather(value: Any) -> list[Any]:
     """Return what every process gave, in their order."""
-    found = [value] * processes()
-    if processes() > 1:
+    found = [value] * WORLD_SIZE
+    if WORLD_SIZE > 1:
         dist.all_gather_object(found, value)
     return found
 
@@ -446,13 +434,13 @@ def git_commit() -> str | None:
 
 def resume_command(run: Path) -> str:
     """Return the command that resumes a run; of several machines, on this one."""
-    start, here = ["python"], int(os.environ.get("LOCAL_WORLD_SIZE", processes()))
-    if processes() > 1:
+    start, here = ["python"], int(os.environ.get("LOCAL_WORLD_SIZE", WORLD_SIZE))
+    if WORLD_SIZE > 1:
         start = ["torchrun", "--standalone", f"--nproc-per-node={here}"]
-    if processes() > here:
+    if here < WORLD_SIZE:
         address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
-        start[1] = f"--nnodes={processes() // here}"
-        start.append(f"--node-rank={process() // here}")
+        start[1] = f"--nnodes={WORLD_SIZE // here}"
+        start.append(f"--node-rank={RANK // here}")
         start += [f"--master-addr={address}", f"--master-port={port}"]
     join = shlex.join if os.name == "posix" else subprocess.list2cmdline
     where = [HERE / "train.py", "--resume", run.name, "--runs-dir", run.parent]
@@ -479,9 +467,10 @@ class Run:
 
     def __init__(self, config, dataset, device, batches_per_step, parts, arguments) -> None:
         self.config, self.dataset, self.device = config, dataset, device
+        self.settings = {name: value for name, value in asdict(config).items() if name not in WHERE}
         self.parts, self.arguments = parts, arguments
-        self.is_main = process() == 0
-        batch = config.batch_size * processes()
+        self.is_main = RANK == 0
+        batch = config.batch_size * WORLD_SIZE
         self.images_per_step = batches_per_step * batch
         self.steps_per_epoch = len(dataset.images) // batch
         self.last_step = min(config.epochs * self.steps_per_epoch, config.max_steps or math.inf)
@@ -503,7 +492,7 @@ class Run:
             "finished": None,
             "device": f"{device} ({kind})",
             "precision": config.precision,
-            "processes": processes(),
+            "processes": WORLD_SIZE,
             "images_per_step": self.images_per_step,
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -568,7 +557,7 @@ class Run:
             self.open.enter_context(FileLock(self.path / ".lock", timeout=0))
         except Timeout:
             raise InputError(f"another training is using {self.path}") from None
-        write_json(self.path / "parameters.json", settings_of(self.config))
+        write_json(self.path / "parameters.json", self.settings)
         write_json(self.path / "run.json", self.facts)
         purge = self.step + 1 if self.config.resume else None  # TensorBoard hides what came after
         # The errors of TensorBoard's thread come up in this one as well.
@@ -578,9 +567,6 @@ class Run:
         if self.step == 0:
             real = grid(torch.tensor(self.dataset.images[:64]).movedim(3, 1))
             self.events.add_image("real", real, 0, dataformats="HWC")
-        for frame in (self.path / "frames").glob("*.png"):
-            if frame.stem.isdecimal() and int(frame.stem) > self.step:
-                frame.unlink()  # drawn after the checkpoint
         count, size, _, channels = self.dataset.images.shape
         self.say(f"device      {self.facts['device']}, {self.config.precision}")
         self.say(f"images      {count:,} of {size}x{size}x{channels}: {self.config.data}")
@@ -610,9 +596,9 @@ class Run:
             self.facts["finished"] = datetime.now(timezone.utc).isoformat()
             write_json(self.path / "run.json", self.facts)
         self.say(line)
-        if not self.is_main and not self.done and process("LOCAL_RANK") == 0:
+        if not self.is_main and not self.done and LOCAL_RANK == 0:
             show(line, sys.stdout)  # another machine's command differs
-        if processes() > 1:
+        if WORLD_SIZE > 1:
             gather(None)  # one that leaves early can abort
             dist.destroy_process_group()
         if not self.done:
@@ -688,8 +674,8 @@ class Run:
         mine["sums"] = {name: total.cpu() for name, total in self.sums.items()}
         if self.device.type == "cuda":
             mine["cuda_rng"] = torch.cuda.get_rng_state(self.device)
-        state |= {"step": self.step, "seconds": self.seconds, "own": gather(mine)}
-        state["settings"] = settings_of(self.config)
+        state |= {"step": self.step, "seconds": self.seconds, "settings": self.settings}
+        state["own"] = gather(mine)
         if not self.is_main:
             return
         about = {"format": FORMAT, "model": HERE.name, "step": self.step}
@@ -711,8 +697,8 @@ class Run:
             raise RunError(f"{path} cannot be read ({error})"[:300]) from None
         # As in the checkpoint, since parameters.json may have been edited. A setting that is newer
         # than the run had its default.
-        was = settings_of(type(self.config)()) | saved | {"processes": before.get("processes", 1)}
-        now = settings_of(self.config) | {"processes": processes()}
+        was = asdict(type(self.config)()) | saved | {"processes": before.get("processes", 1)}
+        now = self.settings | {"processes": WORLD_SIZE}
         wrong = [
             f"{name} was {was[name]} and is now {value}"
             for name, value in now.items()
@@ -733,7 +719,7 @@ class Run:
             for name, part in self.parts.items():
                 part.load_state_dict(state[name])
                 fit(part, self.config.lr / saved["lr"])
-            mine = state["own"][process()]
+            mine = state["own"][RANK]
             torch.set_rng_state(mine["rng"])
             if self.device.type == "cuda" and "cuda_rng" in mine:
                 torch.cuda.set_rng_state(mine["cuda_rng"], self.device)

@@ -27,7 +27,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 from tqdm import tqdm
 
-from utils import DATASETS, FORMAT, HERE, InputError, RunError, process, processes, replacing
+from utils import DATASETS, FORMAT, HERE, RANK, WORLD_SIZE, InputError, RunError, replacing
 
 TORCHVISION = {  # the class, and where its files lie under --data-dir
     "mnist": ("MNIST", "MNIST/raw"),
@@ -50,10 +50,6 @@ class Dataset(NamedTuple):
     digest: str  # of the bytes of all: resuming asks for the same images
     skipped: list[str]  # what was not read, and why
     cache: Path
-
-
-class Damaged(RunError):
-    """A cache of decoded images is missing, not whole, or of other images."""
 
 
 def load_images(config: Any) -> Dataset:
@@ -79,42 +75,39 @@ def load_images(config: Any) -> Dataset:
     cache = root / "cache" / f"{Path(place).stem[:50]}-{config.image_size}-{key[:16]}.bytes"
     try:
         with FileLock(cache.with_suffix(".lock")):  # other processes wait while one decodes
-            try:
-                found = open_cache(cache, config.hold_out, facts["version"])
-            except Damaged:
+            found = open_cache(cache, config.hold_out, facts["version"])
+            if found is None:
                 build_cache(cache, items, facts, config.image_size, config.channels)
                 found = open_cache(cache, config.hold_out)
     except OSError as error:
         raise RunError(f"{error} (--data-dir names another folder for decoded images)") from None
     found = found._replace(skipped=left_out + found.skipped)
-    most = len(found.images) // processes()
+    most = len(found.images) // WORLD_SIZE
     if most < config.batch_size:
         images = f"{len(found.images)} images"
         images += f" besides {config.hold_out} held out" * (config.hold_out > 0)
         asked = f"--batch-size {config.batch_size}"
-        asked += f" in {processes()} processes" * (processes() > 1)
+        asked += f" in {WORLD_SIZE} processes" * (WORLD_SIZE > 1)
         advice = "; ".join([f"try --batch-size {most}"] * (most > 0) + found.skipped[:2])
         raise InputError(f"--data {config.data}: {images} are fewer than {asked}; {advice}")
     return found
 
 
-def open_cache(cache: Path, hold_out: int, version: str = "") -> Dataset:
+def open_cache(cache: Path, hold_out: int, version: str = "") -> Dataset | None:
     """Map decoded images into memory, read-only; the last `hold_out` of them are held out.
 
-    Raises:
-        Damaged: The cache is missing, not whole, or not of this version of the images.
+    Returns:
+        None if the cache is missing, not whole, or not of this version of the images.
     """
-    try:
+    with suppress(FileNotFoundError, LookupError, TypeError, ValueError):
         facts = json.loads(cache.with_suffix(".json").read_bytes())
         shape = tuple(facts["shape"])
-        if np.prod(shape) != cache.stat().st_size or version not in ("", facts.get("version")):
-            raise ValueError("not whole, or of other images")
-        whole = np.memmap(cache, mode="r", shape=shape) if shape[0] else np.empty(shape, np.uint8)
-        images = whole[..., : facts.get("channels")]
-        first = max(0, len(images) - hold_out)
-        return Dataset(images[:first], images[first:], facts["digest"], facts["skipped"], cache)
-    except (FileNotFoundError, LookupError, TypeError, ValueError) as error:
-        raise Damaged(f"cache {cache}: {error}") from None
+        if np.prod(shape) == cache.stat().st_size and version in ("", facts.get("version")):
+            whole = np.memmap(cache, mode="r", shape=shape) if shape[0] else np.empty(shape, "u1")
+            images = whole[..., : facts.get("channels")]
+            first = max(0, len(images) - hold_out)
+            return Dataset(images[:first], images[first:], facts["digest"], facts["skipped"], cache)
+    return None
 
 
 def build_cache(cache: Path, items: Iterator, facts: dict, image_size: int, channels: int | str):
@@ -305,8 +298,8 @@ class Batches:
         """Draw a new order; remember the state that it was drawn from."""
         self.rng_at_start = self.rng.get_state()
         order = torch.randperm(len(self.images), generator=self.rng).to(self.images.device)
-        whole = len(order) // self.batch_size // processes() * processes()
-        self.order = order.split(self.batch_size)[process() : whole : processes()]
+        whole = len(order) // self.batch_size // WORLD_SIZE * WORLD_SIZE
+        self.order = order.split(self.batch_size)[RANK:whole:WORLD_SIZE]
         self.taken = 0
 
     def __next__(self) -> Tensor:

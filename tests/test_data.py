@@ -258,9 +258,9 @@ def test_too_few_images_are_refused_with_the_numbers(tmp_path, monkeypatch):
     said = refusal(*asked, 6, 3)
     assert "5 images besides 3 held out are fewer than --batch-size 6; try --batch-size 5" in said
     assert refusal(*asked, 1, 9).endswith(f"0 images besides 9 held out are {fewer[11:]} 1; ")
-    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setattr(files.data, "WORLD_SIZE", 3)
     assert f"8 {fewer} 5 in 3 processes; try --batch-size 2" in refusal(*asked, 5)
-    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.setattr(files.data, "WORLD_SIZE", 1)
     (asked[0] / NAMES[0]).write_bytes(b"no image")
     said = refusal(*asked, 8)
     assert f"7 {fewer} 8; try --batch-size 7; {asked[0] / NAMES[0]}: cannot identify" in said
@@ -418,9 +418,9 @@ def test_a_pass_shows_each_image_once_in_an_order_of_the_seed(seed):
 
 def test_processes_share_a_pass_as_one_with_a_larger_minibatch(monkeypatch):
     expected, found = take(batches(23, 4, 0), 12), []
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    for rank in ("0", "1"):
-        monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(files.data, "WORLD_SIZE", 2)
+    for rank in (0, 1):
+        monkeypatch.setattr(files.data, "RANK", rank)
         found.append(take(batches(23, 2, 0), 12))
     assert [one + other for one, other in zip(*found, strict=True)] == expected
 

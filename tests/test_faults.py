@@ -14,7 +14,6 @@ import time
 import traceback
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -316,8 +315,7 @@ def test_a_killed_decoding_leaves_no_broken_cache(flags, tmp_path):
         if code == 0:
             break
         assert code == -signal.SIGKILL, said
-        with suppress(data.Damaged):  # it is what it says, also where other images were before
-            found = data.open_cache(cache, 0)
+        if found := data.open_cache(cache, 0):  # it is what it says, after other images too
             assert found.digest == hashlib.sha256(found.images.tobytes()).hexdigest()
         assert len(images_of(tmp_path).images) == 24
         left = {path.suffix for path in cache.parent.iterdir()}

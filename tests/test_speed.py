@@ -4,6 +4,7 @@ import json
 import platform
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import each_step, facts_of, load, rows_of, state_of, train
@@ -38,7 +39,7 @@ def test_a_step_reuses_the_memory_of_the_one_before(monkeypatch, tiny):
     each_step(load("simpleGAN"), monkeypatch, count)
     wide = {"g_width": 512, "d_width": 512, "max_steps": 6, "frame_every": 9, "checkpoint_every": 9}
     train("simpleGAN", tiny | wide)
-    assert faults[-1] - faults[2] < 10_000  # of 4 kB each; 500,000 without mallopt
+    assert min(np.diff(faults)) < 3_000  # of 4 kB each; 150,000 a step without mallopt
 
 
 DEVICES = [
@@ -61,7 +62,7 @@ def test_a_device_is_chosen_and_a_precision_for_it(monkeypatch, asked, there, co
     join = lambda backend, **_: joined.append(backend)  # noqa: E731
     monkeypatch.setattr(files.utils.dist, "init_process_group", join)
     for name, value in (("WORLD_SIZE", count), ("RANK", count - 1), ("LOCAL_RANK", count - 1)):
-        monkeypatch.setenv(name, str(value))
+        monkeypatch.setattr(files.utils, name, value)
     with monkeypatch.context() as patch:
         made = lambda _, device: SimpleNamespace(device=torch.device(device))  # noqa: E731
         patch.setattr(torch, "empty", made)

@@ -54,8 +54,8 @@ class Run:
         self.lr, self.beta1 = self.settings.get("lr", math.inf), self.settings.get("beta1", 0)
         self.step = int(max(self.rows["step"], default=0))
         self.largest_lr = max([self.lr, *self.facts.get("lr_until_step", {}).values()])
-        # lr * steps is how far a weight can move. A simple GAN draws a single face until 0.07.
-        self.least_steps = math.ceil(round(0.1 / self.largest_lr, 6))
+        # lr * steps is how far a weight can move. A simple GAN draws a single face until 0.12.
+        self.least_steps = math.ceil(round(0.15 / self.largest_lr, 6))
 
     def end_of(self, *columns: str) -> pd.DataFrame:
         """Return the last quarter of some columns, three rows at least."""
@@ -130,7 +130,7 @@ def diverged(run: Run) -> tuple[list[str], list[str]]:
 def too_short(run: Run) -> tuple[list[str], list[str]]:
     """It ended while its weights were close to their initial values.
 
-    The runs in results/ took about three times as many steps as this, for their lr, or more.
+    The runs in results/ took about twice as many steps as this, for their lr, or more.
     """
     if run.model not in runs.PAPERS:
         raise Unjudged(f"how many steps {run.model} needs is not known")
@@ -138,7 +138,7 @@ def too_short(run: Run) -> tuple[list[str], list[str]]:
         run.require(run.step)
     batch = run.settings["batch_size"] * run.facts.get("processes", 1)
     steps = max(1, run.facts["pictures"]["shape"][0] // batch)  # in an epoch
-    epochs = max(math.ceil(3 * run.least_steps / steps), run.settings.get("epochs", 0))
+    epochs = max(math.ceil(2 * run.least_steps / steps), run.settings.get("epochs", 0))
     advice = run.flags(epochs=epochs, max_steps=0, max_seconds=0)
     return crossed(f"steps at lr {run.largest_lr:g}", run.step, "below", run.least_steps), advice
 

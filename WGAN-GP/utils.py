@@ -577,7 +577,7 @@ class Run:
             self.say(f"skipped     {'; '.join(skipped[:5])}{more}")
         self.say(f"run         {self.path}" + f", from step {self.step}" * (self.step > 0))
         enough = math.ceil(0.3 / self.config.lr)
-        if self.last_step < enough / 3 and not self.config.resume:  # images would still be gray
+        if self.last_step < enough / 2 and not self.config.resume:  # images would still be gray
             flag = f"--epochs {math.ceil(enough / self.steps_per_epoch)}"
             if self.last_step == self.config.max_steps:
                 flag = f"--max-steps {enough}"

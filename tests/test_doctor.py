@@ -152,17 +152,17 @@ def test_a_curve_is_judged_by_the_median_of_its_last_quarter(write, rows, last, 
 
 def test_what_cannot_be_judged_and_why(write):
     changes = {"facts": RUNNING, "settings": {"lr": 3e-4}, "clipped": 1}
-    problems, unjudged = found(write("WGAN", 9, step=333, **changes))
-    young = [name for name, why in unjudged.items() if why == "step 333 of 334 needed at lr 0.0003"]
+    problems, unjudged = found(write("WGAN", 9, step=499, **changes))
+    young = [name for name, why in unjudged.items() if why == "step 499 of 500 needed at lr 0.0003"]
     assert [*problems, *young] == ["diverged", "too short", CLAMP, BLIND]
     slower = changes | {"facts": {"lr_until_step": {"99": 3e-4}}, "settings": {"lr": 1e-6}}
-    short, enough = (found(write("WGAN", 9, step=n, **slower))[0] for n in (333, 334))
-    assert short["too short"].evidence == ["steps at lr 0.0003 = 333 (below 334)"]
+    short, enough = (found(write("WGAN", 9, step=n, **slower))[0] for n in (499, 500))
+    assert short["too short"].evidence == ["steps at lr 0.0003 = 499 (below 500)"]
     assert "too short" not in enough
-    run = write("WGAN", 4, step=334, **changes)
+    run = write("WGAN", 4, step=500, **changes)
     assert CLAMP in found(run)[0]
     (run / "metrics.csv").unlink()
-    assert found(run)[1][CLAMP].startswith("step 0 of 334")
+    assert found(run)[1][CLAMP].startswith("step 0 of 500")
     assert found(write("WGAN", 3))[1][CLAMP] == "metrics.csv has 3 of the 4 rows needed"
     assert "--minimax" in found(write(settings={"minimax": True}, **WINS))[1][WON]
 
@@ -176,17 +176,17 @@ def test_a_divergence_counts_until_the_run_goes_on(write):
 
 
 def test_a_short_run_on_few_images_is_told_how_many_epochs_it_takes(write):
-    """With lr 2e-4: 0.1 / 2e-4 = 500 steps to be judged; 0.3 / 2e-4 = 1,500 to show something."""
+    """With lr 2e-4: 0.15 / 2e-4 = 750 steps to be judged; 0.3 / 2e-4 = 1,500 to show something."""
 
     def facts(count, processes=1):
         return {"pictures": {"shape": [count, 32, 32, 3]}, "processes": processes}
 
     small = {"facts": facts(32), "settings": {"batch_size": 32, "epochs": 35}}
     (problem,) = found(write(n=1, step=35, **small))[0].values()
-    assert problem.evidence == ["steps at lr 0.0002 = 35 (below 500)"]
+    assert problem.evidence == ["steps at lr 0.0002 = 35 (below 750)"]
     assert problem.advice == ["--epochs 1500 (was 35)"]
-    for step in (499, 500):
-        assert ("too short" in found(write(step=step, **small))[0]) == (step < 500)
+    for step in (749, 750):
+        assert ("too short" in found(write(step=step, **small))[0]) == (step < 750)
     limits = {"batch_size": 16, "max_steps": 99, "max_seconds": 9.5}
     no_limits = ["--max-steps 0 (was 99)", "--max-seconds 0 (was 9.5)"]
     for epochs, longer in ((9, ["--epochs 300 (was 9)"]), (400, [])):  # of 170 // (2 * 16) steps
@@ -236,7 +236,7 @@ def test_samples_that_are_alike_come_twice_or_are_far_away(
         assert problems[FAILED].advice == [*advice, WGAN_GP]
         (finding,) = judged(model="WGAN")[0].values()
         assert finding.advice == ["--n-critic 4 (was 2)"]
-    assert judged(step=499)[1][FAILED] == "step 499 of 500 needed at lr 0.0002"
+    assert judged(step=749)[1][FAILED] == "step 749 of 750 needed at lr 0.0002"
     assert bool(judged(trained=8)[0]) == (evidence not in ("nearest", None))  # too few for twins
 
 

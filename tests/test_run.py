@@ -305,7 +305,7 @@ def test_a_training_too_short_to_learn_from_is_named_unless_it_is_resumed(tiny, 
     for more, told in (
         ({"name": "run"}, [short.format("5e-05", "epochs 3000")]),
         ({"lr": 0.043, "max_steps": 2, "epochs": 9}, [short.format("0.043", "max-steps 7")]),
-        ({"lr": 0.055}, []),
+        ({"lr": 0.08}, []),
         ({"resume": "run", "epochs": 2}, []),
     ):
         train("DCGAN", tiny | {"data": images, "max_steps": 0, "epochs": 1} | more)

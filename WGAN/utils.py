@@ -528,10 +528,9 @@ class Run:
                 began = time.perf_counter()
                 yield self.step + 1
                 self.step += 1
-                log, draw, save = (
-                    self.step % n == 0
-                    for n in (every.log_every, every.frame_every, every.checkpoint_every)
-                )
+                log = self.step % every.log_every == 0
+                draw = self.step % every.frame_every == 0
+                save = self.step % every.checkpoint_every == 0
                 if self.device.type != "cpu" and (log or draw or save):
                     torch.accelerator.synchronize(self.device)  # a GPU finishes its steps here
                 self.seconds += time.perf_counter() - began
@@ -699,11 +698,8 @@ class Run:
         # than the run had its default.
         was = asdict(type(self.config)()) | saved | {"processes": before.get("processes", 1)}
         now = self.settings | {"processes": WORLD_SIZE}
-        wrong = [
-            f"{name} was {was[name]} and is now {value}"
-            for name, value in now.items()
-            if name not in MAY_DIFFER and was[name] != value
-        ]
+        changed = [name for name in now if name not in MAY_DIFFER and was[name] != now[name]]
+        wrong = [f"{name} was {was[name]} and is now {now[name]}" for name in changed]
         if before.get("pictures") != self.facts["pictures"]:
             wrong.append("the images are not those it was trained on")
         if done >= self.last_step:
@@ -713,8 +709,10 @@ class Run:
         if wrong:
             raise InputError(f"--resume {self.path.name}: {'; '.join(wrong)}")
         self.rows = read_rows(self.path / "metrics.csv", done)
-        self.facts["started"] = before.get("started")
-        self.facts["lr_until_step"] = before.get("lr_until_step", {})
+        rates = before.get("lr_until_step", {})
+        if saved["lr"] != self.config.lr:
+            rates[str(done)] = saved["lr"]
+        self.facts |= {"started": before.get("started"), "lr_until_step": rates}
         try:
             for name, part in self.parts.items():
                 part.load_state_dict(state[name])
@@ -728,8 +726,6 @@ class Run:
         except (LookupError, TypeError, ValueError, RuntimeError) as error:
             model = before.get("model")
             raise RunError(f"{path} of {model} does not fit the networks ({error})"[:300]) from None
-        if saved["lr"] != self.config.lr:
-            self.facts["lr_until_step"][str(done)] = saved["lr"]
 
     def check_finite(self, values: dict[str, Any]) -> None:
         """Stop a run that has diverged while its last checkpoint is still good."""

@@ -194,7 +194,7 @@ def test_output_that_goes_away_ends_no_training(top, tmp_path):
         shells[name] = subprocess.Popen(["bash", "-c", f"{python} --name={name} {rest}"], **pipes)
     said = os.read(master, 999)
     os.close(slave)
-    while b"\nrun  " not in said:  # the terminal is closed as training starts
+    while b"run   " not in said:  # the terminal is closed as training starts
         said += os.read(master, 999)
     os.close(master)
     assert [shell.communicate(timeout=300)[1] for shell in shells.values()] == [b""] * 5

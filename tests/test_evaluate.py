@@ -303,7 +303,7 @@ def test_inception_distances_are_those_of_its_features(tmp_path, monkeypatch):
     x, y = (network(torch.tensor(images.copy()).movedim(3, 1))[0].double() for images in sets)
     k = (torch.stack([x, y, x]) @ torch.stack([x, y, y]).mT / 2048 + 1) ** 3
     within = (k[:2].sum() - k[0].trace() - k[1].trace()) / (23 * 22)
-    kid = {"kid": pytest.approx(float(within - 2 * k[2].mean()), rel=1e-5)}
+    kid = {"kid": pytest.approx(float(within - 2 * k[2].mean()), rel=1e-3)}
     monkeypatch.setattr(evaluate, "FEWEST_FOR_FID", 24)
     assert evaluate.inception_distances(*sets, 5) == kid
     monkeypatch.setattr(evaluate, "FEWEST_FOR_FID", 23)

@@ -57,7 +57,7 @@ def test_a_device_is_chosen_and_a_precision_for_it(monkeypatch, asked, there, co
     files, joined = load("DCGAN"), []
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: there is not None)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(there))
-    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
     monkeypatch.setattr(torch.cuda, "set_device", joined.append)
     join = lambda backend, **_: joined.append(backend)  # noqa: E731
     monkeypatch.setattr(files.utils.dist, "init_process_group", join)
@@ -84,7 +84,7 @@ def test_auto_takes_bfloat16_where_a_cpu_has_it(files, tiny, monkeypatch):
     cases = [({"avx2": True}, "fp32"), ({"avx512_bf16": True}, "bf16")]
     cases += [(intel, "fp32"), (intel | {"amx_bf16": True}, "bf16")]
     for number, (able, chosen) in enumerate(cases):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able, raising=False)
         run = train(files.folder, tiny | {"precision": "auto", "name": f"auto-{number}"})
         files_of_weights = (each / "generator.safetensors" for each in (run, runs[chosen]))
         assert len({file.read_bytes() for file in files_of_weights}) == 1
@@ -92,7 +92,7 @@ def test_auto_takes_bfloat16_where_a_cpu_has_it(files, tiny, monkeypatch):
         assert f"), {chosen}\n" in (run / "train.log").read_text()
     kinds = {tensor.dtype for tensor in state_of(run)["generator"].values()}
     assert kinds <= {torch.float32, torch.int64}
-    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
     train(files.folder, {"resume": run.name, "runs_dir": tiny["runs_dir"], "max_steps": 5})
     assert json.loads((run / "parameters.json").read_text())["precision"] == "bf16"
 

@@ -248,7 +248,7 @@ def set_up(config: Config) -> tuple[torch.device, Config]:
 def pick_device(name: str) -> torch.device:
     """Find a device by PyTorch's name for it, or the fastest as `auto`; InputError if none."""
     if name == "auto":
-        available = torch.accelerator.is_available()  # in torch 2.6, no argument of the next
+        available = torch.accelerator.is_available()
         found = torch.accelerator.current_accelerator() if available else torch.device("cpu")
         # Gloo has no operations for Apple's GPUs.
         return torch.device("cpu") if found.type == "mps" and WORLD_SIZE > 1 else found

@@ -130,7 +130,7 @@ def diverged(run: Run) -> tuple[list[str], list[str]]:
 def too_short(run: Run) -> tuple[list[str], list[str]]:
     """It ended while its weights were close to their initial values.
 
-    The runs in results/ took about twice as many steps as this, for their lr, or more.
+    The quick-faces runs in results/ took at least twice as many steps as this, for their lr.
     """
     if run.model not in runs.PAPERS:
         raise Unjudged(f"how many steps {run.model} needs is not known")

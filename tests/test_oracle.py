@@ -13,6 +13,7 @@ STEPS = 6
 TOLERANCE = 0.1
 ALONE = {"z_dim": 6, "g_width": 3, "d_width": 5, "batch_size": 7, "hold_out": 9, "image_size": 32}
 TOGETHER = {"z_dim": 7, "g_width": 5, "d_width": 3, "batch_size": 4, "hold_out": 9, "seed": 23}
+# At larger learning rates a difference in rounding can grow until it looks like another algorithm.
 OWN = {
     "simpleGAN": {"lr": 1e-3, "beta1": 0.6, "beta2": 0.95, "k": 2, "dropout": 0.17},
     "DCGAN": {"lr": 1e-3, "beta1": 0.6, "beta2": 0.95},
